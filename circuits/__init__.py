@@ -1,0 +1,1 @@
+"""Intervene on models: patching, detectors, reports."""

@@ -1,0 +1,154 @@
+"""What a detector returns: verdict, statistic, null and causal checks, as JSON-ready frozen models."""
+
+from typing import Any, Literal, Protocol
+
+from pydantic import Field
+
+from interp.config import Frozen
+
+Verdict = Literal[
+    "iteration head",
+    "candidate",
+    "solved without the textbook head",
+    "not solved",
+    "none",
+]
+
+
+class Interval(Frozen):
+    """An estimate with its 95 % interval, the number of independent units behind it and how it was made."""
+
+    value: float
+    low: float
+    high: float
+    n: int = Field(ge=0)
+    method: str = Field(description="wilson, clopper-pearson, bootstrap over sequences")
+    level: float = 0.95
+
+
+class Statistic(Frozen):
+    """Attention on one role's target diagonal for one head; masses and rates lie in [0, 1]."""
+
+    component: str = Field(description="head, as L1.H0")
+    role: Literal["clock", "reading"]
+    length: int
+    mass: Interval = Field(description="mean attention on the target key; uniform attention gives about 1/(q+1)")
+    argmax_rate: Interval = Field(description="share of targets that are the most attended key")
+    invariance: float = Field(description="1 - mean over targets of the standard deviation over sequences")
+
+
+class NullSummary(Frozen):
+    """Family-wise null: one maximum per null model over the same scan."""
+
+    role: Literal["clock", "reading"]
+    observed: float = Field(description="the scanned maximum of the statistic in the tested model")
+    component: str = Field(description="head that attains the maximum")
+    offset: int = Field(description="key offset, relative to the role's target, at which it is attained; 0: on target")
+    n: int = Field(description="number of null models")
+    n_sharp: int = Field(description="how many of them have sharpened QK")
+    exceedances: int
+    p_value: float
+    smallest_p: float = Field(description="1 / (1 + n), the smallest p-value this null can give")
+    quantile_95: float
+    scan: str = Field(description="what the maximum runs over")
+
+
+class CausalCheck(Frozen):
+    """One intervention with its control. `passed` is None when the check was not tested."""
+
+    name: str = Field(description="knock-out, keep-only, interchange, mean ablation, ...")
+    component: str
+    role: Literal["clock", "reading", "other"]
+    family: str = Field(description="pair family or ablation: input, clock, state, knock-out, mean")
+    direction: str = Field(description="which run is patched with what, in words")
+    metric: str
+    effect: Interval
+    control: Interval | None = Field(description="the same intervention on a matched control; None: none is possible")
+    control_name: str = ""
+    moved: float = Field(description="median relative size of the change of the activation; 0: not moved")
+    tested: bool
+    passed: bool | None
+    threshold: str = Field(description="the rule that decided `passed`")
+    note: str = ""
+    by_length: dict[int, Interval] = Field(default_factory=dict)
+
+
+class LengthAccuracy(Frozen):
+    """Held-out accuracy at one length, as whole sequences and as single steps."""
+
+    length: int
+    n: int
+    sequence: Interval = Field(description="all states right, teacher forcing")
+    step: Interval = Field(description="single next states right, teacher forcing")
+    free_running: Interval = Field(description="all states right when the model writes its own")
+    margin: Interval = Field(description="correct minus best wrong logit, teacher forcing")
+
+
+class Carrier(Frozen):
+    """A component that carries the input token where the textbook head does not, found by ablation."""
+
+    component: str
+    description: str
+    effect: Interval
+    offset: int | None = Field(None, description="key offset relative to x_{t+1}; None: no single key")
+
+
+class Detection(Frozen):
+    """The full answer of a detector about one checkpoint."""
+
+    format: Literal[1] = 1
+    detector: str
+    run: str
+    step: int
+    checkpoint: str = Field(description="sha256 of the checkpoint manifest")
+    config_hash: str
+    code_version: str
+    seed: int = Field(description="seed of the probe sequences and the null")
+    verdict: Verdict
+    headline: str = Field(description="the verdict in one sentence")
+    heads: dict[str, str] = Field(description="role -> head, for the verdict 'iteration head' or 'candidate'")
+    solved: bool
+    lengths: list[LengthAccuracy]
+    statistics: list[Statistic]
+    null: list[NullSummary]
+    causal: list[CausalCheck]
+    carriers: list[Carrier] = Field(default_factory=list)
+    missing: list[str] = Field(default_factory=list, description="what kept a stronger verdict away")
+    limits: list[str] = Field(default_factory=list)
+    timing: dict[str, float] = Field(default_factory=dict, description="CPU seconds by stage; not part of equality")
+
+
+class EmergencePoint(Frozen):
+    """One checkpoint on the emergence curve."""
+
+    step: int
+    loss: float | None
+    min_accuracy: float | None
+    clock: float
+    reading: float
+    clock_head: str
+    reading_head: str
+    p_value: float
+    causal: float | None = Field(None, description="smaller of the two interchange accuracies; None: not run here")
+    verdict: Verdict
+
+
+class Emergence(Frozen):
+    """How the verdict came about over training: the first of three consecutive passes."""
+
+    format: Literal[1] = 1
+    points: list[EmergencePoint]
+    emerged: int | None = Field(description="first step of three consecutive passes")
+    bracket: tuple[int, int] | None = Field(description="checkpoints around it: the resolution, not an interval")
+    reversals: int = Field(description="how often a pass was followed by a fail")
+    note: str = ""
+
+
+class Detector(Protocol):
+    """What a detector file exports as `DETECTOR`."""
+
+    name: str
+    claim: str
+
+    def detect(self, model: Any, task: Any, **options: Any) -> Detection:
+        """Scan one model."""

@@ -1,0 +1,1 @@
+"""One report object, rendered as an offline page, JSON or Markdown."""

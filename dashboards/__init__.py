@@ -1,0 +1,1 @@
+"""The dashboard: reads run folders and computes nothing heavy."""

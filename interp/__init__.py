@@ -1,0 +1,1 @@
+"""The foundation: tasks, hooked models, training, run folders and the `interp` command."""

@@ -1,0 +1,1 @@
+"""Read-only measurements of activations and weights, with their null distributions."""
