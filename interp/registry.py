@@ -1,0 +1,104 @@
+"""The folder is the registry: lists tasks and detectors by file name, then imports only the one asked for."""
+
+import ast
+import importlib
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from interp.errors import InterpError, UnknownName
+
+
+class Kind(NamedTuple):
+    """Where entries of one kind live and what each file exports."""
+
+    package: str
+    folder: str
+    attribute: str
+    group: str
+
+
+KINDS = {
+    "task": Kind("interp", "tasks", "TASK", "interp.tasks"),
+    "detector": Kind("circuits", "detectors", "DETECTOR", "interp.detectors"),
+}
+
+
+def names(kind: str) -> list[str]:
+    """Sorted names of a kind ("task" or "detector"), by listing files and entry points; imports nothing."""
+    return sorted({*_files(kind), *_plugins(kind)})
+
+
+def load(kind: str, name: str) -> Any:
+    """Import the entry called `name` and return its TASK or DETECTOR.
+
+    A file in our own folder wins over an entry point of the same name.
+
+    Raises:
+        UnknownName: if nothing of that name is listed; nothing unlisted is ever imported.
+        InterpError: if the file exports no entry, or an entry point cannot be imported.
+    """
+    spec, files, plugins = _kind(kind), _files(kind), _plugins(kind)
+    if name in files:
+        module = importlib.import_module(f"{spec.package}.{spec.folder}.{name}")
+        if not hasattr(module, spec.attribute):
+            raise InterpError(f"{files[name]}: exports no {spec.attribute}; every {kind} file must define it")
+        return getattr(module, spec.attribute)
+    if name in plugins:
+        return _load_plugin(plugins[name])
+    raise UnknownName(kind, name, {*files, *plugins})
+
+
+def summary(kind: str, name: str) -> str:
+    """The first line of the file's docstring, read without importing it; a plugin's target for an entry point."""
+    files, plugins = _files(kind), _plugins(kind)
+    if name in files:
+        docstring = ast.get_docstring(ast.parse(files[name].read_text(encoding="utf-8"))) or ""
+        return docstring.partition("\n")[0]
+    if name in plugins:
+        return f"entry point {plugins[name].value}"
+    raise UnknownName(kind, name, {*files, *plugins})
+
+
+def origin(kind: str, name: str) -> str:
+    """File of a built-in entry, or the `module:attribute` of an entry point."""
+    files, plugins = _files(kind), _plugins(kind)
+    if name in files:
+        return str(files[name])
+    if name in plugins:
+        return plugins[name].value
+    raise UnknownName(kind, name, {*files, *plugins})
+
+
+def _kind(kind: str) -> Kind:
+    if kind not in KINDS:
+        raise UnknownName("kind of entry", kind, KINDS)
+    return KINDS[kind]
+
+
+def _files(kind: str) -> dict[str, Path]:
+    """Name -> file of the built-in entries. Only the top-level package is looked up, so nothing is executed."""
+    spec = _kind(kind)
+    package = find_spec(spec.package)
+    roots = list(package.submodule_search_locations or ()) if package else []
+    return {
+        path.stem: path
+        for root in roots
+        for path in sorted((Path(root) / spec.folder).glob("*.py"))
+        if path.stem != "base" and not path.stem.startswith("_")
+    }
+
+
+def _plugins(kind: str) -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=_kind(kind).group)}
+
+
+def _load_plugin(point: EntryPoint) -> Any:
+    try:
+        return point.load()
+    except (ImportError, AttributeError) as error:
+        raise InterpError(
+            f"entry point {point.name} = {point.value} ({point.group}) cannot be loaded: {error}; "
+            f"repair or uninstall {point.dist.name if point.dist else 'its package'}"
+        ) from error
