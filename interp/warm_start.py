@@ -1,0 +1,73 @@
+"""Start a model from another run's weights, matching vocabulary rows by token name."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from interp.errors import ConfigError
+from interp.model import Transformer
+from interp.tasks.base import Task
+
+ROWS = {"embed.W_E": 0, "unembed.W_U": 1, "unembed.b_U": 0}  # parameter -> its vocabulary axis
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """Which token rows and positions came from the source and which keep their fresh initialisation."""
+
+    copied: tuple[str, ...]
+    reinitialised: tuple[str, ...]
+    positions_copied: int
+    positions_reinitialised: int
+
+    def summary(self) -> dict[str, Any]:
+        """JSON form for the event log."""
+        return {
+            "copied": list(self.copied),
+            "reinitialised": list(self.reinitialised),
+            "positions_copied": self.positions_copied,
+            "positions_reinitialised": self.positions_reinitialised,
+        }
+
+
+@torch.no_grad()
+def warm_start(model: Transformer, task: Task, source: Transformer, source_task: Task) -> WarmStart:
+    """Copy every weight of `source` into `model`; token rows by name, position rows by position.
+
+    Raises:
+        ConfigError: if the two models differ in more than vocabulary and context length.
+    """
+    shared = [name for name in task.vocabulary.tokens if name in source_task.vocabulary.ids]
+    to_rows = torch.tensor([task.vocabulary.id(name) for name in shared])
+    from_rows = torch.tensor([source_task.vocabulary.id(name) for name in shared])
+    own, other = model.state_dict(), source.state_dict()
+    if own.keys() != other.keys():
+        raise ConfigError(f"--init: the models have different parameters, for example {min(own.keys() ^ other.keys())}")
+    positions = (0, 0)
+    for name, target in own.items():
+        value = other[name].to(target.dtype)
+        if name in ROWS:
+            axis = ROWS[name]
+            _require_same(name, target, value, axis)
+            target.index_copy_(axis, to_rows, value.index_select(axis, from_rows))
+        elif name == "pos_embed.W_pos":
+            _require_same(name, target, value, 0)
+            count = min(len(target), len(value))
+            target[:count] = value[:count]
+            positions = (count, len(target) - count)
+        else:
+            _require_same(name, target, value, None)
+            target.copy_(value)
+    model.load_state_dict(own)
+    fresh = tuple(name for name in task.vocabulary.tokens if name not in source_task.vocabulary.ids)
+    return WarmStart(tuple(shared), fresh, *positions)
+
+
+def _require_same(name: str, target: Tensor, value: Tensor, free_axis: int | None) -> None:
+    """Raise ConfigError unless the shapes agree in every axis but the free one."""
+    mine = [size for axis, size in enumerate(target.shape) if axis != free_axis]
+    theirs = [size for axis, size in enumerate(value.shape) if axis != free_axis]
+    if mine != theirs:
+        raise ConfigError(f"--init: {name} is {list(value.shape)} in the source and {list(target.shape)} here")

@@ -1,0 +1,46 @@
+"""95 % intervals for shares and means, with the count of independent units behind them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.stats import binomtest
+from torch import Generator, Tensor
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its two-sided 95 % interval; `n` is the number of independent units."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    method: str
+
+
+def share(successes: int, n: int, method: str = "wilson") -> Estimate:
+    """Share of successes with a Wilson interval (or `exact` for Clopper-Pearson); [0, 1] and NaN value at n = 0.
+
+    Source: Wilson 1927, as implemented by scipy.
+    """
+    if n == 0:
+        return Estimate(float("nan"), 0.0, 1.0, 0, method)
+    bounds = binomtest(int(successes), int(n)).proportion_ci(0.95, method=method)
+    return Estimate(successes / n, float(bounds.low), float(bounds.high), int(n), method)
+
+
+def mean(values: Float[Tensor, "unit"], generator: Generator, draws: int = 1000) -> Estimate:
+    """Mean over independent units with a percentile bootstrap; units are sequences unless the caller says otherwise."""
+    units = values.detach().double().cpu()
+    n = len(units)
+    if n == 0:
+        return Estimate(float("nan"), float("nan"), float("nan"), 0, "bootstrap over sequences")
+    if bool((units == units[0]).all()):
+        only = float(units[0])
+        return Estimate(only, only, only, n, "bootstrap over sequences")
+    rows = torch.randint(n, (draws, n), generator=generator)
+    means = units[rows].mean(1).numpy()
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Estimate(float(units.mean()), float(low), float(high), n, "bootstrap over sequences")
