@@ -101,7 +101,9 @@ class IterationTask:
         values = tokens - len(SPECIALS)
         if bool(((values < 0) | (values >= self.rule.modulus)).any()):
             last = len(SPECIALS) + self.rule.modulus - 1
-            raise TaskError(f"{self.name}: values have token ids {len(SPECIALS)} to {last}, got {tokens.unique()}")
+            raise TaskError(
+                f"{self.name}: values have token ids {len(SPECIALS)} to {last}, got {tokens.unique().tolist()}"
+            )
         return values
 
     def encode(self, inputs: Int[Tensor, "batch length"]) -> Int[Tensor, "batch pos"]:

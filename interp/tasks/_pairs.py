@@ -22,8 +22,11 @@ def other_than(
 
 
 def clock_donor_lengths(lengths: Sequence[int], length: int, t: int) -> tuple[int, ...]:
-    """Donor lengths L' != L whose step t' = L + t - L' stands where step t does and has 0 <= t' < L' and t' < L."""
-    return tuple(other for other in lengths if other != length and 0 <= length + t - other < min(other, length))
+    """Donor lengths L' != L whose step t' = L + t - L' stands at the same place and exists: 0 <= t' < L'.
+
+    Then t' < L too, so the clean sequence has an input for it: t' >= L would need L' <= t < L <= t' < L'.
+    """
+    return tuple(other for other in lengths if other != length and 0 <= length + t - other < other)
 
 
 def default_donor(possible: Sequence[int], length: int) -> int:
