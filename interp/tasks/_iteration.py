@@ -4,6 +4,7 @@ Source: "Iteration Head: A Mechanistic Study of Chain-of-Thought" (NeurIPS 2024)
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -35,7 +36,7 @@ class IterationTask:
     params: IterationParams
     rule: Rule
 
-    @property
+    @cached_property
     def vocabulary(self) -> Vocabulary:
         """Specials, then the values in decimal."""
         return Vocabulary((*SPECIALS, *map(str, range(self.rule.modulus))))
