@@ -1,0 +1,72 @@
+"""Live display of a training on stderr: step, loss, accuracy, tracked scores and time left."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from interp.console import err, note
+
+if TYPE_CHECKING:
+    from interp.train import Progress
+
+PLAIN_SECONDS = 10.0
+
+
+def line(update: "Progress") -> str:
+    """One snapshot as text: loss, accuracy at the worst length, then the tracked scores."""
+    parts = [f"loss {update.loss:.3f}"]
+    if update.accuracy:
+        parts.append(f"accuracy {min(update.accuracy.values()):.3f}")
+    parts += [f"{name} {value:.2f}" for name, value in update.scores.items()]
+    return "  ".join([*parts, update.message]).rstrip()
+
+
+@contextmanager
+def training_display(name: str) -> "Iterator[Callable[[Progress], None]]":
+    """A function that shows each update: a live bar on a terminal, a line every 10 s elsewhere."""
+    if not err().is_terminal:
+        yield _plain(name)
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[shown]}", markup=False),
+    )
+    with Progress(*columns, console=err(), refresh_per_second=4) as bar:
+        task = bar.add_task(name, total=None, shown="")
+
+        def show(update: "Progress") -> None:
+            bar.update(task, total=update.steps, completed=update.step, shown=line(update))
+
+        yield show
+
+
+def _plain(name: str) -> "Callable[[Progress], None]":
+    """Lines at least 10 s apart, for logs; the last update is always shown."""
+    last = time.monotonic()
+
+    def show(update: "Progress") -> None:
+        nonlocal last
+        if update.message or time.monotonic() - last >= PLAIN_SECONDS:
+            last = time.monotonic()
+            note(f"{name}: step {update.step} of {update.steps}  {line(update)}")
+
+    return show
+
+
+@contextmanager
+def counting_display(what: str, total: int) -> Iterator[Callable[[str], None]]:
+    """A function to call with one line of text for each thing that is done."""
+    done = 0
+
+    def show(text: str) -> None:
+        nonlocal done
+        done += 1
+        note(f"{what} {done} of {total}: {text}")
+
+    yield show
