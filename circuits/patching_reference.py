@@ -78,9 +78,12 @@ def edited_rows(pattern: Float[Tensor, "batch q_pos k_pos"], edit: KeyEdit) -> F
 
 @torch.inference_mode()
 def run_with_key_edits(
-    model: HookedModel, tokens: Int[Tensor, "batch pos"], edits: list[KeyEdit]
+    model: HookedModel, tokens: Int[Tensor, "batch pos"], edits: list[KeyEdit], capture: dict[str, Tensor] | None = None
 ) -> Float[Tensor, "batch pos d_vocab"]:
-    """Logits with the attention rows of the named heads rewritten."""
+    """Logits with the attention rows of the named heads rewritten.
+
+    `capture`, where given, is filled with the resulting outputs z of the edited layers, by hook name.
+    """
 
     def rewrite(edit: KeyEdit):
         def hook(pattern: Tensor, hook) -> Tensor:
@@ -90,7 +93,12 @@ def run_with_key_edits(
 
         return hook
 
+    def keep(activation: Tensor, hook) -> None:
+        capture[hook.name] = activation
+
     hooks = [(f"blocks.{edit.layer}.attn.hook_pattern", rewrite(edit)) for edit in edits]
+    if capture is not None:
+        hooks += [(name, keep) for name in sorted({z_name(edit.layer) for edit in edits})]
     return model.run_with_hooks(tokens, fwd_hooks=hooks)
 
 

@@ -92,14 +92,14 @@ class TrainConfig(Frozen):
     warmup: int = Field(100, ge=0)
     clip: float = Field(1.0, ge=0, description="largest gradient norm; 0: no clipping")
     eval_every: int = Field(250, ge=1)
-    eval_sequences: int = Field(64, ge=1, description="held-out sequences per length at each evaluation")
+    eval_sequences: int = Field(128, ge=1, description="held-out sequences per length at each evaluation")
     track_every: int = Field(250, ge=1)
     track_move: float = Field(0.1, gt=0, description="a tracked score moving this far makes an extra checkpoint")
     checkpoint_ratio: float = Field(1.4, gt=1, description="ratio of neighbouring logarithmic checkpoint steps")
     checkpoint_first: int = Field(64, ge=1)
     rolling_seconds: float = Field(30.0, gt=0)
     stop_accuracy: float = Field(0.998, gt=0, le=1.0, description="stop once every length reaches it; 1.0 may never")
-    stop_patience: int = Field(2, ge=1, description="evaluations in a row at stop_accuracy before stopping")
+    stop_patience: int = Field(4, ge=1, description="evaluations in a row at stop_accuracy before stopping")
     threads: int = Field(1, ge=1)
     device: str = "cpu"
 

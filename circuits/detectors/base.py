@@ -40,10 +40,12 @@ class Statistic(Frozen):
 class NullSummary(Frozen):
     """Family-wise null: one maximum per null model over the same scan."""
 
-    role: Literal["clock", "reading"]
-    observed: float = Field(description="the scanned maximum of the statistic in the tested model")
-    component: str = Field(description="head that attains the maximum")
-    offset: int = Field(description="key offset, relative to the role's target, at which it is attained; 0: on target")
+    role: Literal["clock", "reading", "joint"] = Field(
+        description="joint: the smaller of the two masses, over pairs of a clock head and a later reading head"
+    )
+    observed: float = Field(description="largest statistic on the textbook target in the tested model")
+    component: str = Field(description="head, or clock+reading pair, that attains it")
+    offset: int = Field(description="key offset at which the model's scan is largest; 0: on the textbook target")
     n: int = Field(description="number of null models")
     n_sharp: int = Field(description="how many of them have sharpened QK")
     exceedances: int
