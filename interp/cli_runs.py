@@ -99,7 +99,9 @@ def compare(
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("", *(Text(name) for name in names), box=None, padding=(0, 2, 0, 0))
+    table = Table("", box=None, pad_edge=False)
+    for name in names:
+        table.add_column(Text(name))
     for title, rows in (("config", result.config), ("environment", result.environment)):
         for row in rows:
             table.add_row(Text(f"{title} {row.key}"), *(Text(str(value)) for value in row.values))

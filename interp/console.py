@@ -1,25 +1,33 @@
 """The terminal: results on stdout, progress and one-line errors on stderr, JSON as one object."""
 
 import json
+import os
 import re
 import sys
-from typing import Any
+from typing import Any, TextIO
 
 from pydantic import BaseModel
 from rich.console import Console
 from rich.text import Text
 
+PIPE_WIDTH = 160
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 def out() -> Console:
-    """Console for results. Rich honours NO_COLOR and drops styles when stdout is not a terminal."""
-    return Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
+    """Console for results. Rich honours NO_COLOR and COLUMNS, and drops styles when stdout is not a terminal."""
+    return _console(sys.stdout)
 
 
 def err() -> Console:
     """Console for progress, warnings and errors, so that stdout holds results only."""
-    return Console(file=sys.stderr, highlight=False, markup=False, emoji=False)
+    return _console(sys.stderr)
+
+
+def _console(stream: TextIO) -> Console:
+    """Text is never markup; what goes to a file or a pipe gets room for tables instead of 80 columns."""
+    width = None if stream.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH
+    return Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
 
 
 def one_line(text: str) -> str:

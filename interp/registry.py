@@ -71,6 +71,15 @@ def origin(kind: str, name: str) -> str:
     raise UnknownName(kind, name, {*files, *plugins})
 
 
+def load_group(group: str) -> dict[str, Any]:
+    """Everything that installed packages offer in an entry-point group, by name, in name order.
+
+    Raises:
+        InterpError: naming the entry point that cannot be loaded and the package it comes from.
+    """
+    return {point.name: _load_plugin(point) for point in sorted(entry_points(group=group), key=lambda one: one.name)}
+
+
 def _kind(kind: str) -> Kind:
     if kind not in KINDS:
         raise UnknownName("kind of entry", kind, KINDS)
