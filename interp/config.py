@@ -57,6 +57,16 @@ class ModelConfig(Frozen):
             raise ValueError(f"pos_dim={self.pos_dim} is larger than d_model={self.d_model}")
         return self
 
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> "ModelConfig":
+        if self.norm == "none" and self.embed_norm:
+            raise ValueError("embed_norm needs norm='layer' or 'rms', not 'none'")
+        if self.norm == "none" and self.residual == "normed":
+            raise ValueError("residual='normed' needs norm='layer' or 'rms', not 'none'")
+        if self.pos_dim and self.positions != "learned":
+            raise ValueError(f"pos_dim={self.pos_dim} needs positions='learned', not {self.positions!r}")
+        return self
+
     @property
     def head_width(self) -> int:
         """d_head after its default is filled in."""
