@@ -220,7 +220,9 @@ def load_weights(model: Transformer, checkpoint: Checkpoint, where: str) -> None
         raise CheckpointError(f"{where}: model.safetensors: tensor {name} does not match the configured model")
     for name, value in checkpoint.model.items():
         if own[name].shape != value.shape:
-            raise CheckpointError(f"{where}: model.safetensors: {name} is {list(value.shape)}, not {list(own[name].shape)}")
+            raise CheckpointError(
+                f"{where}: model.safetensors: {name} is {list(value.shape)}, not {list(own[name].shape)}"
+            )
     model.load_state_dict(checkpoint.model)
 
 

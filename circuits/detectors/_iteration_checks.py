@@ -158,7 +158,8 @@ def interchange_check(setting: Setting, role: str, head: Head, others: list[Head
         threshold=INTERCHANGE_RULE,
         note=f"answer unchanged in {unchanged:.3f} of the cases" if tested else "not tested by this pair",
         by_length={
-            length: share_interval(found.swapped[found.length == length]) for length in sorted(set(found.length.tolist()))
+            length: share_interval(found.swapped[found.length == length])
+            for length in sorted(set(found.length.tolist()))
         },
     )
 
@@ -186,11 +187,29 @@ def edit_keys(setting: Setting, role: str, head: Head, mode: str) -> Edited:
     Modes: `knock-out` removes the target key; `control` removes the most attended other keys until as much mass is
     gone, or all of them; `keep-only` leaves the target key alone. Rows are renormalised.
     """
+    by_length = {length: role_targets(setting.task, role, length) for length in setting.lengths}
+    return _edit(setting, by_length, head, mode)
+
+
+def edit_offset(setting: Setting, head: Head, offset: int) -> Edited | None:
+    """Knock out the input key `offset` places from x_{t+1} at every query; None where no length has such a key."""
+    by_length = {}
+    for length in setting.lengths:
+        inputs = set(setting.task.layout(length).inputs)
+        targets = {
+            q: k + offset for q, k in role_targets(setting.task, "reading", length).items() if k + offset in inputs
+        }
+        if targets:
+            by_length[length] = targets
+    return _edit(setting, by_length, head, "knock-out") if by_length else None
+
+
+def _edit(setting: Setting, by_length: dict[int, dict[int, int]], head: Head, mode: str) -> Edited:
+    """Apply one kind of edit at the given query -> key targets of each length."""
     before, after, lengths, moves, removed = [], [], [], [], []
     layer, index = head
-    for length in setting.lengths:
+    for length, targets in by_length.items():
         tokens = setting.sequences[length][: setting.per_length]
-        targets = role_targets(setting.task, role, length)
         name = f"blocks.{layer}.attn.hook_pattern"
         plain = record(setting.model, tokens, [name, z_name(layer)])
         pattern = plain[name][:, index]  # batch q_pos k_pos

@@ -146,7 +146,9 @@ def summarise_null(found: Cells, null: NullScan, checkpoints: int) -> list[NullS
         place = int(everywhere.amax(0).argmax())
         offset = OFFSETS[place % len(OFFSETS)]  # for pairs: the reading head's offset
         pair = divmod(best, found.reading.shape[1] * n_heads)
-        component = "+".join(label(*divmod(c, n_heads)) for c in pair) if role == "joint" else label(*divmod(best, n_heads))
+        component = (
+            "+".join(label(*divmod(c, n_heads)) for c in pair) if role == "joint" else label(*divmod(best, n_heads))
+        )
         summaries.append(
             NullSummary(
                 role=role,
@@ -174,9 +176,7 @@ def _scan_text(role: str, found: Cells, checkpoints: int) -> str:
 
 def interval(estimate: Estimate) -> Interval:
     """The report form of an estimate."""
-    return Interval(
-        value=estimate.value, low=estimate.low, high=estimate.high, n=estimate.n, method=estimate.method
-    )
+    return Interval(value=estimate.value, low=estimate.low, high=estimate.high, n=estimate.n, method=estimate.method)
 
 
 def statistics(model: HookedModel, task: Task, sequences: Sequences, generator: Generator) -> list[Statistic]:

@@ -1,0 +1,1 @@
+"""Correctness-gated measurements; never part of the test suite."""

@@ -1,0 +1,393 @@
+"""Iteration-head detector: a clock head and a reading head that carry a chain of thought one state at a time.
+
+Claim: in an early layer a clock head looks from each state position back to EoI, which tells the step t; in a later
+layer a reading head looks from state t at input t+1; the residual stream carries s_t and the MLP applies the update.
+
+Statistic: attention mass (and argmax rate) on the two target diagonals, averaged over lengths from 4 up; invariance
+to token values is reported beside it.
+
+Null: untrained twins of the same configuration, three quarters of them with sharpened QK, scanned in the same way; one
+maximum per twin over heads (or pairs of a clock head and a later reading head) and key offsets, so that p is
+family-wise. Several checkpoints are corrected by 1 - (1 - p)^n.
+
+Threshold: joint p <= 0.01 for the pair, and every causal check passed.
+
+Causal check: interchange, the headline. With the reading head's output from an input donor the answer becomes the
+oracle's for (s_t, donor x_{t+1}); with the clock head's output from a donor of another length it becomes the oracle's
+for (s_t, x_{t'+1}); both with the lower end of the interval at 0.9 or more. Beside it, removing the target key must
+hurt more than removing as much mass elsewhere, and keeping only the target key must keep the accuracy.
+
+Known failure: a role shared by several heads of a layer is not an iteration head by this rule, since no single head
+passes the interchange; the layer then shows up among the carriers.
+
+Source: "Iteration Head: A Mechanistic Study of Chain-of-Thought" (NeurIPS 2024), sections on the circuit and its
+attention metrics; the null, the interchange checks and the verdict are ours.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from circuits.detectors._iteration_carriers import carriers
+from circuits.detectors._iteration_checks import (
+    INTERCHANGE_BAR,
+    Head,
+    Setting,
+    interchange,
+    interchange_check,
+    keep_only_check,
+    knock_out_check,
+    mean_ablation_check,
+    pair_batches,
+    share_interval,
+)
+from circuits.detectors._iteration_scan import (
+    MIN_LENGTH,
+    OFFSETS,
+    Cells,
+    Sequences,
+    build_null,
+    interval,
+    label,
+    model_cells,
+    scan_sequences,
+    statistics,
+    summarise_null,
+    test_lengths,
+)
+from circuits.detectors.base import CausalCheck, Detection, LengthAccuracy, NullSummary, Verdict
+from interp.errors import DetectorError
+from interp.evaluate import free_running, teacher_forced
+from interp.hooks import HookedModel
+from interp.rng import generator
+from interp.tasks.base import Task
+from probes.intervals import mean, share
+from probes.null import NullScan
+
+ALPHA = 0.01
+SOLVED = 0.99
+CANDIDATES = 3
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the tested weights came from; copied into the result."""
+
+    run: str = "unnamed"
+    step: int = 0
+    checkpoint: str = ""
+    config_hash: str = ""
+    code_version: str = ""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How much work a detection does; the defaults take a few seconds on one core for the preset model."""
+
+    seed: int = 0
+    n_null: int = 500
+    per_step: int = 16
+    per_length: int = 64
+    accuracy_sequences: int = 1024
+    causal: bool = True
+    checkpoints: int = 1
+
+
+class IterationHead:
+    """The detector; see the module docstring for claim, statistic, null, threshold, causal check and known failure."""
+
+    name = "iteration_head"
+    claim = "a clock head tells the step t; a later reading head fetches input t+1 for the state update"
+
+    def null(
+        self,
+        model: HookedModel,
+        task: Task,
+        sequences: Sequences,
+        options: Options,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> NullScan:
+        """The null for this configuration; one null serves every checkpoint of a run."""
+        stream = generator(options.seed, "iteration head null")
+        probe = scan_sequences(task, sequences)
+        return build_null(model.cfg, task, probe, n=options.n_null, generator=stream, progress=progress)
+
+    def detect(
+        self,
+        model: HookedModel,
+        task: Task,
+        *,
+        sequences: Sequences,
+        origin: Origin | None = None,
+        options: Options | None = None,
+        null: NullScan | None = None,
+        progress: Callable[[str], None] | None = None,
+    ) -> Detection:
+        """Scan one model on held-out sequences by length.
+
+        Raises:
+            DetectorError: if the task has no iteration circuit to look for, or no held-out length of 4 or more.
+        """
+        origin, options = origin or Origin(), options or Options()
+        _require_applicable(task, sequences)
+        tell = progress or (lambda stage: None)
+        clock = _StopWatch()
+        stream = generator(options.seed, "iteration head", origin.run, origin.step)
+        tell("accuracy")
+        lengths = accuracy_table(model, task, sequences, options, stream)
+        clock.lap("accuracy")
+        tell("null")
+        null = null or self.null(model, task, sequences, options)
+        clock.lap("null")
+        tell("statistic")
+        found = model_cells(model, task, scan_sequences(task, sequences))
+        summary = summarise_null(found, null, options.checkpoints)
+        rows = statistics(model, task, {n: s[: options.per_length] for n, s in sequences.items()}, stream)
+        clock.lap("statistic")
+        tell("causal checks")
+        setting = Setting(model, task, sequences, options.per_step, options.per_length, stream)
+        pair = best_pair(setting, found) if options.causal else None
+        checks = causal_checks(setting, pair) if pair else []
+        clock.lap("causal")
+        outcome = decide(summary, checks, lengths, chance_step_accuracy(task, sequences))
+        if outcome.verdict == "solved without the textbook head" and options.causal:
+            tell("carriers")
+            carried = carriers(setting)
+        else:
+            carried = []
+        clock.lap("carriers")
+        heads = {"clock": label(*pair[0]), "reading": label(*pair[1])} if pair else _statistic_pair(summary)
+        named = outcome.verdict in ("iteration head", "candidate")
+        return Detection(
+            detector=self.name,
+            **vars(origin),
+            seed=options.seed,
+            verdict=outcome.verdict,
+            headline=headline(outcome, heads, summary, checks, carried),
+            heads=heads if named else {},
+            solved=outcome.solved,
+            lengths=lengths,
+            statistics=rows,
+            null=summary,
+            causal=checks,
+            carriers=carried,
+            missing=outcome.missing,
+            limits=limits(model, task, sequences, options),
+            timing=clock.laps,
+        )
+
+
+DETECTOR = IterationHead()
+
+
+class _StopWatch:
+    """CPU seconds between laps."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.process_time()
+
+    def lap(self, name: str) -> None:
+        now = time.process_time()
+        self.laps[name], self._last = round(now - self._last, 3), now
+
+
+def _require_applicable(task: Task, sequences: Sequences) -> None:
+    """Raise DetectorError unless there is a state-by-state chain of thought of length 4 or more to look at."""
+    if not task.chain_of_thought:
+        raise DetectorError(f"{task.name}: trained without chain of thought, so there is no iteration to look for")
+    if not test_lengths(task, sequences):
+        raise DetectorError(f"{task.name}: no held-out sequences of length {MIN_LENGTH} or more")
+
+
+def accuracy_table(
+    model: HookedModel, task: Task, sequences: Sequences, options: Options, stream: torch.Generator
+) -> list[LengthAccuracy]:
+    """Held-out accuracy and margin by length; the unit of every interval is the sequence."""
+    rows = []
+    for length, tokens in sorted(sequences.items()):
+        tokens = tokens[: options.accuracy_sequences]
+        if not len(tokens):
+            continue
+        forced = teacher_forced(model, task, tokens, length)
+        own = forced.correct.clone()
+        wrong = ~forced.sequence  # greedy free running gets the same whole sequences right
+        if wrong.any():
+            own[wrong] = free_running(model, task, tokens[wrong], length)
+        n = len(tokens)
+        rows.append(
+            LengthAccuracy(
+                length=length,
+                n=n,
+                sequence=interval(share(int(forced.sequence.sum()), n)),
+                step=interval(mean(forced.correct.float().mean(1), stream, 200)),
+                free_running=interval(share(int(own.all(1).sum()), n)),
+                margin=interval(mean(forced.margin.mean(1), stream, 200)),
+            )
+        )
+    return rows
+
+
+def chance_step_accuracy(task: Task, sequences: Sequences) -> float:
+    """Accuracy of always answering the most common token at each step of each length: what needs no input."""
+    hits = total = 0.0
+    for length, tokens in sequences.items():
+        if not len(tokens):
+            continue
+        layout = task.layout(length)
+        answers = tokens[:, [*(q + 1 for q in layout.queries), layout.end + 1]]
+        common = answers.mode(0).values
+        hits += float((answers == common).float().mean())
+        total += 1
+    return hits / total
+
+
+def best_pair(setting: Setting, found: Cells) -> tuple[Head, Head] | None:
+    """Clock and reading head to test: the heads with the most mass on each role, then the best by interchange.
+
+    Up to three readers and three clocks are screened; the checks that decide use fresh pairs afterwards.
+    """
+    zero = OFFSETS.index(0)
+    n_layers, n_heads = found.clock.shape[1:3]
+    heads = [(layer, head) for layer in range(n_layers) for head in range(n_heads)]
+    readers = [h for h in heads if h[0] > 0]
+    if not readers:
+        return None
+    best: dict[str, Head] = {}
+    for role, pool, mass in (("reading", readers, found.reading), ("clock", heads, found.clock)):
+        pool = pool if role == "reading" else [h for h in heads if h[0] < best["reading"][0]]
+        top = sorted(pool, key=lambda h: -float(mass[0, h[0], h[1], zero]))[:CANDIDATES]
+        if len(top) == 1:
+            best[role] = top[0]
+            continue
+        batches = list(pair_batches(setting, "input" if role == "reading" else "clock"))
+        best[role] = max(top, key=lambda h: share_interval(interchange(setting, [h], batches).swapped).value)
+    return best["clock"], best["reading"]
+
+
+def causal_checks(setting: Setting, pair: tuple[Head, Head]) -> list[CausalCheck]:
+    """Every check for both roles, with other heads as controls where they exist."""
+    clock, reading = pair
+    cfg = setting.model.cfg
+    others = [(la, h) for la in range(cfg.n_layers) for h in range(cfg.n_heads) if (la, h) not in pair]
+    return [
+        interchange_check(setting, "reading", reading, others),
+        interchange_check(setting, "clock", clock, others),
+        knock_out_check(setting, "reading", reading),
+        knock_out_check(setting, "clock", clock),
+        keep_only_check(setting, "reading", reading),
+        keep_only_check(setting, "clock", clock),
+        mean_ablation_check(setting, "reading", reading, others),
+        mean_ablation_check(setting, "clock", clock, others),
+    ]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A verdict with the reasons that kept a stronger one away."""
+
+    verdict: Verdict
+    solved: bool
+    missing: list[str]
+
+
+def decide(
+    summary: list[NullSummary], checks: list[CausalCheck], lengths: list[LengthAccuracy], chance: float
+) -> Outcome:
+    """Combine statistic, causal checks and accuracy into one verdict."""
+    missing = []
+    joint = next(row for row in summary if row.role == "joint")
+    attends = joint.p_value <= ALPHA
+    if not attends:
+        missing.append(
+            f"attention: joint mass {joint.observed:.2f} on the clock and reading targets, p = {joint.p_value:.3g} "
+            f"(needs <= {ALPHA})"
+        )
+    missing += [_failed(check) for check in checks if not check.passed]
+    if not checks:
+        missing.append("no causal check was run")
+    unsolved = [row for row in lengths if row.sequence.value < SOLVED]
+    solved = not unsolved
+    if attends and checks and all(check.passed for check in checks):
+        return Outcome("iteration head", solved, missing)
+    if solved and checks:
+        return Outcome("solved without the textbook head", True, missing)
+    if attends:
+        return Outcome("candidate", solved, missing)
+    step = sum(row.step.value for row in lengths) / len(lengths)
+    worst = min(lengths, key=lambda row: row.sequence.value)
+    missing.append(
+        f"accuracy: {len(unsolved)} of {len(lengths)} lengths below {SOLVED:.0%}; lowest {worst.sequence.value:.3f} "
+        f"at length {worst.length} (n = {worst.n}); step accuracy {step:.3f}, without input {chance:.3f}"
+    )
+    learnt = step > chance + 0.1
+    return Outcome("not solved" if learnt else "none", False, missing)
+
+
+def _failed(check: CausalCheck) -> str:
+    """Why one check did not pass, in words."""
+    if check.passed is None:
+        return f"{check.name} of the {check.role} head {check.component}: not tested"
+    e = check.effect
+    return (
+        f"{check.name} of the {check.role} head {check.component}: {check.metric} {e.value:.3f} "
+        f"[{e.low:.3f}, {e.high:.3f}], n = {e.n}; rule: {check.threshold}"
+    )
+
+
+def _statistic_pair(summary: list[NullSummary]) -> dict[str, str]:
+    """Heads named by the statistic alone."""
+    joint = next(row for row in summary if row.role == "joint")
+    clock, reading = joint.component.split("+")
+    return {"clock": clock, "reading": reading}
+
+
+def headline(
+    outcome: Outcome, heads: dict[str, str], summary: list[NullSummary], checks: list[CausalCheck], carried: list
+) -> str:
+    """The verdict in one sentence, with the number that carries it."""
+    joint = next(row for row in summary if row.role == "joint")
+    p = f"p = {joint.p_value:.3g}, smallest possible {joint.smallest_p:.3g}, n = {joint.n} null models"
+    swaps = {c.role: c.effect for c in checks if c.name == "interchange"}
+    if outcome.verdict == "iteration head":
+        read, clock = swaps["reading"], swaps["clock"]
+        return (
+            f"Iteration head found: clock {heads['clock']}, reading {heads['reading']}; interchange accuracy "
+            f"{read.value:.3f} (reading, n = {read.n}) and {clock.value:.3f} (clock, n = {clock.n}); {p}."
+        )
+    if outcome.verdict == "candidate":
+        return (
+            f"Candidate only: {heads['clock']} and {heads['reading']} attend as claimed ({p}), not confirmed causally."
+        )
+    if outcome.verdict == "solved without the textbook head":
+        by = (
+            f"; {carried[0].component} carries the input ({carried[0].effect.value:.2f} interchange)" if carried else ""
+        )
+        return f"Solved without the textbook iteration head{by}; {p}."
+    if outcome.verdict == "not solved":
+        return f"Not solved, and no iteration head ({p})."
+    return f"No iteration head ({p})."
+
+
+def limits(model: HookedModel, task: Task, sequences: Sequences, options: Options) -> list[str]:
+    """What the reader must not conclude from this detection."""
+    cfg = model.cfg
+    found = [
+        "Patching is single-site and teacher-forced; it says nothing of interactions between components.",
+        f"Interchange bar {INTERCHANGE_BAR}, significance level {ALPHA}, solved at {SOLVED:.0%} of sequences at every length.",
+    ]
+    if cfg.n_layers * cfg.n_heads <= 2:
+        found.append("No random-head control is possible: the model has no heads besides the two tested.")
+    small = [length for length, tokens in sequences.items() if len(tokens) < 30]
+    if small:
+        found.append(f"Lengths {small} have fewer than 30 distinct held-out sequences.")
+    return found
+
+
+def observed_mass(found: Cells) -> tuple[float, float, Tensor]:
+    """Largest clock and reading mass on the textbook targets, and the joint table at those targets."""
+    zero = OFFSETS.index(0)
+    return float(found.clock[..., zero].max()), float(found.reading[..., zero].max()), found.joint[0, ..., zero, zero]
