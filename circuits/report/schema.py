@@ -67,12 +67,16 @@ class CircuitDrawing(Frozen):
     query: int = Field(ge=0, description="position whose next-token prediction is drawn")
     answer: str = Field(description="token that is predicted there")
     moves: list[DrawnMove]
+    names: list[str] = Field(default_factory=list, description="name of each position, as x1 or s2; empty: numbers")
+    mlp: str = Field("MLP", description="what is written in the MLP's box")
 
     @model_validator(mode="after")
     def _inside(self) -> "CircuitDrawing":
         places = [self.query] + [place for move in self.moves for place in (move.query, move.key)]
         if max(places) >= len(self.tokens):
             raise ValueError(f"drawing: position {max(places)} is outside its {len(self.tokens)} tokens")
+        if self.names and len(self.names) != len(self.tokens):
+            raise ValueError(f"drawing: {len(self.names)} names for {len(self.tokens)} tokens")
         return self
 
 

@@ -62,8 +62,8 @@ def grid_data(
 
 
 def script() -> str:
-    """The component as a classic script that defines one global, `AttnGrid`."""
-    return _text("attngrid.js")
+    """The component as one classic script; a page calls `AttnGrid.mount`, a module appends its `export default`."""
+    return _text("attndraw.js") + _text("attnparts.js") + _text("attngrid.js")
 
 
 def style() -> str:

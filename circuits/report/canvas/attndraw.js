@@ -1,0 +1,181 @@
+/* AttnDraw: the stateless part of AttnGrid, which decodes frames and paints them on canvases it is given. */
+"use strict";
+const AttnDraw = (() => {
+  const MAX_STRIP = 160;
+
+  const level = (v) => (v / 255) * (v / 255); // uint8 of sqrt(p) back to p
+  const clamp = (v, low, high) => Math.min(high, Math.max(low, v));
+  const short = (text, most) => (text.length > most ? `${text.slice(0, most - 1)}…` : text);
+
+  /* An element with its text as a text node: nothing given here is ever read as markup. */
+  function el(tag, className, text, attributes = {}) {
+    const node = document.createElement(tag);
+    if (className) node.className = className;
+    if (text !== undefined && text !== null) node.textContent = text;
+    for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+    return node;
+  }
+
+  function decode(text) {
+    const raw = atob(text);
+    const bytes = new Uint8Array(raw.length);
+    for (let i = 0; i < raw.length; i += 1) bytes[i] = raw.charCodeAt(i);
+    return bytes;
+  }
+
+  const byteAt = (text, i) => atob(text.slice(4 * Math.floor(i / 3), 4 * Math.floor(i / 3) + 4)).charCodeAt(i % 3);
+
+  /* The red, green and blue that a CSS variable resolves to on this element. */
+  function colourOf(element, property) {
+    const probe = el("span");
+    probe.style.color = `var(${property})`;
+    element.append(probe);
+    const found = getComputedStyle(probe).color;
+    probe.remove();
+    const parts = (found.match(/[\d.]+(e-?\d+)?/g) || ["0", "0", "0"]).map(Number).slice(0, 3);
+    return found.startsWith("color(") ? parts.map((v) => Math.round(v * 255)) : parts;
+  }
+
+  /* 256 colours from the surface through the middle to the strongest, as packed RGBA. */
+  function ramp(element) {
+    const stops = ["--ag-low", "--ag-mid", "--ag-high"].map((name) => colourOf(element, name));
+    const table = new Uint8ClampedArray(256 * 4);
+    for (let i = 0; i < 256; i += 1) {
+      const at = (i / 255) * 2;
+      const [from, to] = at < 1 ? [stops[0], stops[1]] : [stops[1], stops[2]];
+      const share = at < 1 ? at : at - 1;
+      for (let c = 0; c < 3; c += 1) table[4 * i + c] = from[c] + (to[c] - from[c]) * share;
+      table[4 * i + 3] = 255;
+    }
+    return table;
+  }
+
+  /* One head at one checkpoint, a pixel per cell; masked cells stay transparent. */
+  function image(bytes, base, queries, keys, lastKey, table) {
+    const picture = new ImageData(keys, queries);
+    const packed = new Uint32Array(picture.data.buffer);
+    const colours = new Uint32Array(table.buffer);
+    for (let q = 0; q < queries; q += 1) {
+      for (let k = 0; k <= lastKey(q); k += 1) packed[q * keys + k] = colours[bytes[base + q * keys + k]];
+    }
+    return picture;
+  }
+
+  /* Cell size and margins for the room there is. */
+  function layout(room, queries, keys) {
+    const longest = (tokens) => Math.min(7, Math.max(...tokens.map((t) => t.length), 1));
+    const left = 28 + 7 * longest(queries);
+    const cell = clamp(Math.floor((room - left - 8) / keys.length), 2, 22);
+    return { cell, left, top: 4, bottom: 28 + 7 * longest(keys), ratio: window.devicePixelRatio || 1 };
+  }
+
+  function sized(canvas, wide, high, ratio) {
+    canvas.width = Math.round(wide * ratio);
+    canvas.height = Math.round(high * ratio);
+    const pen = canvas.getContext("2d");
+    pen.scale(ratio, ratio);
+    return pen;
+  }
+
+  /* The enlarged head. view: {size, queries, keys, picture, outlines, cell: {q, k}, ink, font} */
+  function plot(canvas, view) {
+    const { size, queries, keys, picture, ink } = view;
+    const wide = size.left + size.cell * keys.length + 8;
+    const high = size.top + size.cell * queries.length + size.bottom;
+    canvas.style.width = `${wide}px`;
+    canvas.style.height = `${high}px`;
+    const pen = sized(canvas, wide, high, size.ratio);
+    const source = el("canvas", "", null, { width: String(keys.length), height: String(queries.length) });
+    source.getContext("2d").putImageData(picture, 0, 0);
+    pen.imageSmoothingEnabled = false;
+    pen.drawImage(source, size.left, size.top, size.cell * keys.length, size.cell * queries.length);
+    const box = (q, k, grow) => {
+      const side = size.cell - 1 + 2 * grow;
+      pen.strokeRect(size.left + k * size.cell + 0.5 - grow, size.top + q * size.cell + 0.5 - grow, side, side);
+    };
+    pen.strokeStyle = ink.mark;
+    pen.lineWidth = size.cell > 8 ? 1.5 : 1;
+    for (const [q, k] of view.outlines) box(q, k, 0);
+    axes(pen, view);
+    pen.strokeStyle = ink.accent;
+    pen.lineWidth = 2;
+    box(view.cell.q, view.cell.k, 1);
+  }
+
+  function axes(pen, { size, queries, keys, cell, ink, font }) {
+    const every = Math.max(1, Math.ceil(9 / size.cell));
+    const base = size.top + size.cell * queries.length;
+    const write = (text, index, chosen, x, y, turned) => {
+      if (index % every && !chosen) return;
+      pen.save();
+      pen.font = `${chosen ? "700 " : ""}${clamp(size.cell - 2, 9, 12)}px ${font}`;
+      pen.fillStyle = chosen ? ink.text : ink.dim;
+      pen.translate(x, y);
+      if (turned) pen.rotate(-Math.PI / 2);
+      pen.textAlign = "right";
+      pen.textBaseline = "middle";
+      pen.fillText(short(text, 7), 0, 0);
+      pen.restore();
+    };
+    queries.forEach((t, i) => write(t, i, i === cell.q, size.left - 5, size.top + (i + 0.5) * size.cell, false));
+    keys.forEach((t, i) => write(t, i, i === cell.k, size.left + (i + 0.5) * size.cell, base + 5, true));
+    pen.save();
+    pen.fillStyle = ink.dim;
+    pen.font = `12px ${font}`;
+    pen.textAlign = "center";
+    pen.fillText("key", size.left + (size.cell * keys.length) / 2, base + size.bottom - 6);
+    pen.translate(12, size.top + (size.cell * queries.length) / 2);
+    pen.rotate(-Math.PI / 2);
+    pen.fillText("query", 0, 0);
+    pen.restore();
+  }
+
+  /* One cell over the checkpoints, the present one as a dot, emergence as a dashed line. */
+  function spark(canvas, values, at, emergedAt, ink, ratio) {
+    const [wide, high, pad] = [220, 64, 6];
+    const pen = sized(canvas, wide, high, ratio);
+    const x = (i) => pad + ((wide - 2 * pad) * i) / Math.max(1, values.length - 1);
+    const y = (p) => high - pad - (high - 2 * pad) * p;
+    const line = (x1, y1, x2, y2) => {
+      pen.beginPath();
+      pen.moveTo(x1, y1);
+      pen.lineTo(x2, y2);
+      pen.stroke();
+    };
+    pen.strokeStyle = ink.line;
+    for (const p of [0, 1]) line(pad, y(p), wide - pad, y(p));
+    if (emergedAt >= 0) {
+      pen.setLineDash([3, 3]);
+      pen.strokeStyle = ink.dim;
+      line(x(emergedAt), y(0), x(emergedAt), y(1));
+      pen.setLineDash([]);
+    }
+    pen.strokeStyle = ink.accent;
+    pen.fillStyle = ink.accent;
+    pen.lineWidth = 1.75;
+    pen.beginPath();
+    values.forEach((p, i) => pen.lineTo(x(i), y(p)));
+    pen.stroke();
+    pen.beginPath();
+    pen.arc(x(at), y(values[at]), 4, 0, 7);
+    pen.fill();
+    const ends = `${values[0].toFixed(2)} at the first, ${values[values.length - 1].toFixed(2)} at the last`;
+    canvas.setAttribute("aria-label", `Attention of this cell over ${values.length} checkpoints: ${ends}`);
+  }
+
+  /* The sequence as tokens shaded by how much one query attends to each. */
+  function strip(root, keys, levels, cell, table) {
+    const shown = Math.min(keys.length, MAX_STRIP);
+    if (root.childElementCount !== shown) root.replaceChildren(...Array.from({ length: shown }, () => el("span")));
+    [...root.children].forEach((node, i) => {
+      const masked = i >= levels.length;
+      const [r, g, b] = table.slice(4 * levels[i], 4 * levels[i] + 3);
+      node.textContent = short(keys[i], 12);
+      node.className = [i === cell.q && "ag-q", i === cell.k && "ag-k", masked && "ag-after"].filter(Boolean).join(" ");
+      node.style.backgroundColor = masked ? "" : `rgb(${r} ${g} ${b})`;
+      node.style.color = masked ? "" : 0.299 * r + 0.587 * g + 0.114 * b > 128 ? "#10151c" : "#ffffff";
+    });
+  }
+
+  return { level, clamp, el, decode, byteAt, colourOf, ramp, image, layout, plot, spark, strip };
+})();

@@ -1,0 +1,107 @@
+/* AttnParts: builds the elements of AttnGrid, with their labels, and returns those that change later. */
+const AttnParts = (() => {
+  const { el } = AttnDraw;
+  const READOUT = [["query", "Query"], ["key", "Key"], ["p", "Attention"], ["target", "Target of"]];
+  const HINT = "Arrow keys move the cell, Home and End go to the first and last key, [ and ] change the checkpoint.";
+  let count = 0;
+
+  const plural = (n, word) => `${n} ${word}${n === 1 ? "" : "s"}`;
+  const headName = (layer, head) => `L${layer}.H${head}`;
+
+  function bar(parts, data, examples) {
+    const root = el("div", "ag-bar");
+    parts.play = el("button", "ag-play", "Play", { type: "button", "aria-label": "Play through the checkpoints" });
+    const max = String(data.steps.length - 1);
+    parts.slider = el("input", "ag-slider", null, { type: "range", min: "0", max, "aria-label": "Checkpoint" });
+    parts.stepText = el("output", "ag-step");
+    const time = el("div", "ag-time");
+    time.append(parts.play, parts.slider, parts.stepText);
+    parts.select = el("select", "ag-select", null, { "aria-label": "Sequence" });
+    examples.forEach((e, i) => parts.select.append(el("option", "", e.label, { value: String(i) })));
+    parts.check = el("input", "", null, { type: "checkbox" });
+    parts.check.checked = true;
+    const targets = el("label", "ag-check");
+    targets.append(parts.check, document.createTextNode("Outline targets"));
+    targets.hidden = !examples.some((e) => e.targets.length);
+    root.append(time, parts.select, targets);
+    return root;
+  }
+
+  function heads(parts, data) {
+    const root = el("div", "ag-heads", null, { role: "group", "aria-label": "Heads" });
+    parts.thumbs = [];
+    for (let layer = 0; layer < data.n_layers; layer += 1) {
+      const row = el("div", "ag-row");
+      for (let head = 0; head < data.n_heads; head += 1) {
+        const role = data.roles[headName(layer, head)] || "";
+        const button = el("button", "ag-head", null, { type: "button" });
+        button.setAttribute("aria-label", `Layer ${layer}, head ${head}${role ? `, ${role}` : ""}`);
+        const canvas = el("canvas", "", null, { "aria-hidden": "true" });
+        const text = el("span", "ag-name", headName(layer, head));
+        if (role) text.append(el("em", "", role));
+        button.append(canvas, text);
+        row.append(button);
+        parts.thumbs.push({ button, canvas, layer, head });
+      }
+      root.append(row);
+    }
+    return root;
+  }
+
+  function legend(parts) {
+    const root = el("div", "ag-legend");
+    parts.ramp = el("canvas", "ag-ramp", null, { width: "256", height: "1", "aria-hidden": "true" });
+    const ticks = el("div", "ag-ticks", null, { "aria-hidden": "true" });
+    for (const p of [0, 0.05, 0.2, 0.5, 1]) {
+      const tick = el("span", "", String(p));
+      tick.style.left = `${100 * Math.sqrt(p)}%`;
+      ticks.append(tick);
+    }
+    root.append(el("span", "", "Attention, square-root scale"), parts.ramp, ticks);
+    return root;
+  }
+
+  function zoom(parts) {
+    const root = el("div", "ag-zoom");
+    count += 1;
+    const id = `attn-keys-${count}`;
+    parts.title = el("div", "ag-title");
+    parts.plot = el("canvas", "ag-plot", null, { tabindex: "0", role: "application", "aria-describedby": id });
+    root.append(parts.title, parts.plot, legend(parts), el("div", "ag-hint", HINT, { id }));
+    return root;
+  }
+
+  function side(parts) {
+    const root = el("div", "ag-side");
+    const list = el("dl", "ag-read");
+    parts.read = {};
+    for (const [key, name] of READOUT) {
+      parts.read[key] = el("dd", `ag-${key}-now`, "");
+      list.append(el("dt", "", name), parts.read[key]);
+    }
+    parts.spark = el("canvas", "ag-spark", null, { role: "img" });
+    parts.strip = el("div", "ag-strip", null, { "aria-hidden": "true" });
+    const over = el("div");
+    over.append(el("div", "ag-label", "This cell through training"), parts.spark);
+    const reads = el("div");
+    reads.append(el("div", "ag-label", "What this query reads"), parts.strip);
+    root.append(list, over, reads);
+    return root;
+  }
+
+  /* Every element of the component; the changing ones as properties of the result. */
+  function build(root, data, examples) {
+    const parts = {};
+    const label = `Attention patterns: ${plural(data.n_layers, "layer")}, ${plural(data.n_heads, "head")} per layer`;
+    const many = data.n_heads > 2 ? "ag ag-many" : "ag";
+    parts.element = el("div", many, null, { role: "group", "aria-label": label });
+    parts.said = el("div", "ag-hidden", null, { "aria-live": "polite" });
+    const body = el("div", "ag-body");
+    body.append(heads(parts, data), zoom(parts), side(parts));
+    parts.element.append(bar(parts, data, examples), body, parts.said);
+    root.append(parts.element);
+    return parts;
+  }
+
+  return { build, headName };
+})();

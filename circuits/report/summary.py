@@ -1,0 +1,143 @@
+"""What page and Markdown both say about a report: key numbers, verdict words, checks in order; pure functions."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from circuits.detectors.base import CausalCheck, Interval, LengthAccuracy, Statistic
+from circuits.report.numbers import bounds, count, decimal, probability
+from circuits.report.schema import CircuitReport
+
+VERDICT_TONE = {
+    "iteration head": "good",
+    "candidate": "warn",
+    "solved without the textbook head": "other",
+    "not solved": "bad",
+    "none": "bad",
+}
+VERDICT_MEANS = {
+    "iteration head": "Statistic, null and causal checks all passed.",
+    "candidate": "The attention pattern is there; no causal check has passed.",
+    "solved without the textbook head": "The task is solved, but not by the textbook pair of heads.",
+    "not solved": "The model does not solve the task, so there is no circuit to claim.",
+    "none": "No head passed the statistic.",
+}
+
+
+@dataclass(frozen=True)
+class KeyNumber:
+    """One large number with what it is, its interval and its n."""
+
+    label: str
+    value: str
+    interval: str
+    detail: str
+
+
+def key_numbers(report: CircuitReport) -> list[KeyNumber]:
+    """Interchange of both heads, the lowest held-out accuracy, and the family-wise p-value."""
+    numbers = [_interchange(report, role) for role in ("reading", "clock")]
+    return [*numbers, _accuracy(report.detection.lengths), _null(report)]
+
+
+def interchange_checks(report: CircuitReport) -> list[CausalCheck]:
+    """The headline interchange check of each role: of the circuit's own head where it has one."""
+    found = []
+    for role in ("clock", "reading"):
+        of_role = [c for c in report.detection.causal if c.role == role and "interchange" in c.name.lower()]
+        head = report.detection.heads.get(role)
+        of_role.sort(key=lambda check: check.component != head)
+        found += of_role[:1]
+    return found
+
+
+def _interchange(report: CircuitReport, role: str) -> KeyNumber:
+    check = next((c for c in interchange_checks(report) if c.role == role), None)
+    label = f"Interchange accuracy, {role} head"
+    if check is None or not check.tested:
+        return KeyNumber(label, "not tested", "", check.note if check else "no such head was found")
+    return KeyNumber(label, decimal(check.effect.value), bounds(check.effect), f"{check.component}, {_n(check.effect)}")
+
+
+def _accuracy(lengths: Sequence[LengthAccuracy]) -> KeyNumber:
+    label = "Held-out sequence accuracy, lowest length"
+    if not lengths:
+        return KeyNumber(label, "not tested", "", "no held-out sequences")
+    low = min(lengths, key=lambda one: (one.sequence.value, one.length))
+    detail = f"length {low.length}, lowest of {len(lengths)}; n = {count(low.n)}"
+    return KeyNumber(label, decimal(low.sequence.value), bounds(low.sequence), detail)
+
+
+def _null(report: CircuitReport) -> KeyNumber:
+    label = "Family-wise p, larger of the two roles"
+    if not report.detection.null:
+        return KeyNumber(label, "not tested", "", "no null distribution")
+    worst = max(report.detection.null, key=lambda one: one.p_value)
+    detail = f"{worst.role} head, {worst.exceedances} of {count(worst.n)} null models reach it"
+    return KeyNumber(label, probability(worst.p_value), f"smallest possible {probability(worst.smallest_p)}", detail)
+
+
+def _n(interval: Interval) -> str:
+    return f"n = {count(interval.n)}"
+
+
+def outcome(passed: bool | None, tested: bool = True) -> str:
+    """`passed`, `failed` or `not tested`."""
+    if passed is None or not tested:
+        return "not tested"
+    return "passed" if passed else "failed"
+
+
+def head_roles(report: CircuitReport) -> dict[str, str]:
+    """Head -> `reading head` or `clock head`; a candidate is called one."""
+    kind = "head" if report.verdict == "iteration head" else "candidate"
+    return {head: f"{role} {kind}" for role, head in sorted(report.detection.heads.items())}
+
+
+def shown_statistics(report: CircuitReport) -> list[Statistic]:
+    """Attention statistics by length of the circuit's heads, or of the strongest head of each role where none is."""
+    rows = report.detection.statistics
+    chosen = dict(report.detection.heads)
+    for role in ("clock", "reading"):
+        of_role = [row for row in rows if row.role == role]
+        if role not in chosen and of_role:
+            chosen[role] = max(of_role, key=lambda row: (row.mass.value, row.component)).component
+    kept = [row for row in rows if chosen.get(row.role) == row.component]
+    return sorted(kept, key=lambda row: (row.role, row.length))
+
+
+def emergence_sentence(report: CircuitReport) -> str:
+    """When the circuit emerged, to what resolution, and whether it came and went."""
+    emergence = report.emergence
+    if emergence is None:
+        return "Emergence over training was not measured for this report."
+    total = f"{len(emergence.points)} checkpoints were examined"
+    if emergence.emerged is None:
+        return f"{total}; no three consecutive checkpoints pass, so nothing is said to have emerged."
+    words = f"{total}. The first of three consecutive passes is at step {count(emergence.emerged)}"
+    if emergence.bracket:
+        low, high = emergence.bracket
+        words += f"; the change lies between the checkpoints at steps {count(low)} and {count(high)}"
+        words += " (the resolution of the checkpoints, not a confidence interval)"
+    times = {0: "never", 1: "once", 2: "twice"}.get(emergence.reversals, f"{emergence.reversals} times")
+    return f"{words}. A pass was {'never ' if times == 'never' else ''}followed by a fail" + (
+        "." if times == "never" else f" {times}."
+    )
+
+
+def intervals_sentence(report: CircuitReport) -> str:
+    """How the intervals of this report were made."""
+    methods = {check.effect.method for check in report.detection.causal}
+    methods |= {row.effect.method for row in report.circuit} | {one.sequence.method for one in report.detection.lengths}
+    named = ", ".join(sorted(methods)) or "none given"
+    return f"Intervals are 95 % intervals ({named}); n counts independent units."
+
+
+def short_hash(digest: str) -> str:
+    """The first twelve digits of a hash."""
+    return digest[:12]
+
+
+def pretty(values: dict[str, object]) -> str:
+    """A configuration as indented JSON."""
+    return json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False)
