@@ -6,8 +6,9 @@ of TransformerLens. Attention and norms take the fused form until someone hooks 
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +16,8 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 
 from interp.config import ModelConfig
-from interp.errors import ConfigError, UsageError
-from interp.hooks import HookedRootModule, HookPoint
+from interp.errors import ConfigError, UnknownName, UsageError
+from interp.hooks import Hook, HookedRootModule, HookPoint
 from interp.rng import generator
 
 
@@ -165,16 +166,20 @@ class Block(nn.Module):
 
     def __init__(self, cfg: ModelConfig):
         super().__init__()
-        normed, with_mlp = cfg.norm != "none", not cfg.attn_only
+        normed = cfg.norm != "none"
         self.attention_adds_to_normed = cfg.residual == "normed"
-        self.hook_resid_pre, self.hook_attn_out = HookPoint(), HookPoint()  # [batch pos d_model]
+        self.hook_resid_pre = HookPoint()  # [batch pos d_model], as all of the block's own
         self.ln1 = Norm(cfg) if normed else None
         self.attn = Attention(cfg)
-        if with_mlp:
-            self.hook_resid_mid, self.hook_mlp_out = HookPoint(), HookPoint()  # [batch pos d_model]
+        self.hook_attn_out = HookPoint()
+        if cfg.attn_only:
+            self.mlp = None
+        else:
+            self.hook_resid_mid = HookPoint()
             self.ln2 = Norm(cfg) if normed else None
-        self.mlp = MLP(cfg) if with_mlp else None
-        self.hook_resid_post = HookPoint()  # [batch pos d_model]
+            self.mlp = MLP(cfg)
+            self.hook_mlp_out = HookPoint()
+        self.hook_resid_post = HookPoint()
 
     def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
         x = self.hook_resid_pre(x)
@@ -241,6 +246,17 @@ class Transformer(HookedRootModule):
         if self.ln_final is not None:
             x = self.ln_final(x)
         return self.unembed(x, self.embed.W_E.mT)  # [batch pos d_vocab]
+
+    def hooks(self, fwd_hooks: Sequence[Hook] = (), bwd_hooks: Sequence[Hook] = (), *options: Any, **named: Any) -> Any:
+        """Context in which these hooks act, as in HookedRootModule; `run_with_hooks` and `run_with_cache` come here.
+
+        Raises:
+            UnknownName: for a hook name that this model does not have.
+        """
+        for name, _ in (*fwd_hooks, *bwd_hooks):
+            if isinstance(name, str) and name not in self.hook_dict:
+                raise UnknownName("hook", name, self.hook_dict)
+        return super().hooks(list(fwd_hooks), list(bwd_hooks), *options, **named)
 
     def embedded(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
         """Tokens plus positions, normalised and dropped out as configured: the input of the first block."""

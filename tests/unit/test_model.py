@@ -250,6 +250,15 @@ def test_weights_depend_on_the_seed_alone():
     assert all(torch.all(first[name] == 0) for name in first if ".b_" in name)
 
 
+def test_no_two_matrices_start_alike():
+    """One draw behind two matrices, such as W_Q and W_K of a head, would give an untrained model structure."""
+    model = Transformer(ModelConfig(n_layers=3, d_model=8, d_mlp=8, d_vocab=8, n_ctx=8, activation="swiglu"), seed=0)
+    matrices = [p.flatten() for name, p in model.named_parameters() if ".W_" in name]
+    assert len(matrices) == 3 + 3 * 7
+    assert len({p.numel() for p in matrices}) == 1
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(matrices, 2))
+
+
 def test_an_added_part_leaves_the_other_initial_weights_alone():
     plain, more = Transformer(config(), seed=3).state_dict(), Transformer(config(bias=True, embed_norm=True), seed=3)
     assert all(torch.equal(plain[name], more.state_dict()[name]) for name in plain)

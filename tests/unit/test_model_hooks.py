@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.func import functional_call, grad, jvp, stack_module_state, vmap
 
 from interp.config import ModelConfig
+from interp.errors import UnknownName
 from interp.hooks import HookedModel, HookPoint
 from interp.model import Transformer
 
@@ -52,16 +53,15 @@ def test_cache_holds_every_name_with_its_documented_shape(case, tokens):
         assert tuple(activation.shape) == SHAPE_OF.get(name.rsplit(".", 1)[-1], (3, 5, 8)), name
 
 
-def test_hook_names_are_the_canonical_ones():
-    inside = {
+def test_hook_names_are_the_canonical_ones_in_the_order_of_computation():
+    inside = [
         "hook_resid_pre", "ln1.hook_scale", "ln1.hook_normalized", "attn.hook_q", "attn.hook_k", "attn.hook_v",
         "attn.hook_attn_scores", "attn.hook_pattern", "attn.hook_z", "hook_attn_out", "hook_resid_mid",
         "ln2.hook_scale", "ln2.hook_normalized", "mlp.hook_pre", "mlp.hook_post", "hook_mlp_out", "hook_resid_post",
-    }  # fmt: skip
-    outside = {"hook_embed", "hook_pos_embed", "ln_final.hook_scale", "ln_final.hook_normalized"}
-    assert set(build("default").hook_dict) == outside | {
-        f"blocks.{layer}.{name}" for layer in (0, 1) for name in inside
-    }
+    ]  # fmt: skip
+    blocks = [f"blocks.{layer}.{name}" for layer in (0, 1) for name in inside]
+    final = ["ln_final.hook_scale", "ln_final.hook_normalized"]
+    assert list(build("default").hook_dict) == ["hook_embed", "hook_pos_embed", *blocks, *final]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -152,6 +152,11 @@ def test_a_hook_is_removed_even_when_it_raises(tokens):
     with pytest.raises(ZeroDivisionError):
         model.run_with_hooks(tokens, fwd_hooks=[(everywhere, broken)])
     assert not any(point.hooked for point in model.hook_dict.values())
+
+
+def test_unknown_hook_name_suggests_the_nearest(tokens):
+    with pytest.raises(UnknownName, match=r"unknown hook 'blocks.0.attn.hook_patern'; did you mean .*hook_pattern'"):
+        build("default").run_with_hooks(tokens, fwd_hooks=[("blocks.0.attn.hook_patern", lambda a, hook: None)])
 
 
 def test_backward_hooks_see_the_gradient_of_their_activation(tokens):
