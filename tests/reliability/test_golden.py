@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from interp.config import RunConfig
 from interp.errors import StoreError
 from interp.jsonfile import write_sealed
 from interp.run import Run, Store
@@ -25,7 +24,9 @@ def test_every_golden_run_is_listed():
 
 
 def test_golden_json_files_hold_what_was_written(golden: Run):
-    assert golden.config == RunConfig(task="parity", task_params={"max_length": 4}, seed=3)
+    config = golden.config
+    assert (config.task, config.task_params, config.seed) == ("parity", {"max_length": 4}, 3)
+    assert (config.model.d_model, config.train.lr, config.train.betas) == (32, 2e-3, (0.9, 0.999))
     status = golden.status()
     assert (status.state, status.step, status.message) == ("done", 2, "golden")
     assert golden.environment() == {"torch": "2.13.0", "threads": 1}
