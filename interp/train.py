@@ -1,6 +1,5 @@
 """Train one run: from a configuration to a run folder with checkpoints, metrics and events."""
 
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ from interp.provenance import environment
 from interp.rng import generator
 from interp.run import Run, RunWriter, Store
 from interp.schedule import logarithmic_steps, moved
+from interp.signals import stop_flag
 from interp.tasks._load import build_task, model_config_for
 from interp.tasks.base import Split, Task
 from interp.warm_start import warm_start
@@ -90,7 +90,7 @@ def train(
     """Train until solved or out of steps.
 
     With `resume` the stored configuration must equal `config`; the result is then bit-equal to a run that was never
-    interrupted (same machine, same thread count).
+    interrupted (same machine, same thread count). A run that is done is returned as it is.
 
     Raises:
         Diverged: a tensor stopped being finite; the last good checkpoint is kept.
@@ -99,9 +99,12 @@ def train(
     """
     config, task = resolve(config)
     run = _open_run(config, store, name, resume)
-    with run.writer() as writer, _threads(config.train.threads), torch.random.fork_rng(), _stop_flag() as stop:
+    if resume and run.status().state == "done":
+        return run
+    with run.writer() as writer, _threads(config.train.threads), torch.random.fork_rng(), stop_flag() as stop:
         try:
-            loop = _build(config, task, store, writer, run if resume else None)
+            started = resume and bool(run.checkpoints(rolling=True))
+            loop = _build(config, task, store, writer, run if started else None)
             _run_loop(loop, writer, progress, stop)
         except Interrupted:
             writer.status(state="interrupted", message="stopped by the user; resume with --resume")
@@ -147,32 +150,13 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-@contextmanager
-def _stop_flag() -> Iterator[threading.Event]:
-    """An event that Ctrl-C or TERM sets, so that the loop stops between two steps; a second Ctrl-C stops at once."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-
-    def ask(signum: int, frame: Any) -> None:
-        if event.is_set() and signum == signal.SIGINT:
-            raise KeyboardInterrupt
-        event.set()
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield event
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _build(config: RunConfig, task: Task, store: Store, writer: RunWriter, resumed: Run | None) -> Loop:
     """Model, optimiser, data and random streams, fresh or from the newest verified checkpoint."""
     device = torch.device(config.train.device)
     torch.manual_seed(generator(config.seed, "dropout").initial_seed() % 2**63)
     model = Transformer(config.model, seed=generator(config.seed, "init").initial_seed() % 2**63)
+    if resumed is None:
+        writer.truncate_metrics(-1)  # a run that died before its first checkpoint starts over
     if config.init and resumed is None:
         source, source_task, _ = load_model(store.run(config.init))
         report = warm_start(model, task, source, source_task)
@@ -315,7 +299,11 @@ def _evaluation_sequences(loop: Loop) -> dict[int, Tensor]:
 
 
 def _evaluate(loop: Loop, writer: RunWriter, held_out: dict[int, Tensor], planned: set[int]) -> list[str]:
-    """Log accuracy and tracked scores when they are due; returns the scores that moved enough for a checkpoint."""
+    """Log accuracy and tracked scores when they are due; returns the reasons for a checkpoint.
+
+    Reasons are a score or the mean accuracy that moved far enough since the last checkpoint, and every evaluation
+    that finds all lengths solved, so that the end of a run has several checkpoints to confirm a circuit on.
+    """
     settings = loop.config.train
     at_checkpoint = loop.step in planned
     accuracy_due = loop.step % settings.eval_every == 0 or at_checkpoint
@@ -340,7 +328,14 @@ def _evaluate(loop: Loop, writer: RunWriter, held_out: dict[int, Tensor], planne
         row["scores"] = loop.scores
     writer.metric(row)
     loop.model.train()
-    return moved(loop.saved_scores, loop.scores, settings.track_move)
+    solved = ["solved"] if accuracy_due and loop.solved_in_a_row else []
+    return moved(loop.saved_scores, _followed(loop), settings.track_move) + solved
+
+
+def _followed(loop: Loop) -> dict[str, float]:
+    """The tracked scores with the mean sequence accuracy over lengths."""
+    accuracy = sum(loop.accuracy.values()) / len(loop.accuracy) if loop.accuracy else 0.0
+    return {**loop.scores, "accuracy": accuracy}
 
 
 def _by_length(scores: dict[int, LengthScore], what: str) -> dict[str, float]:
@@ -350,7 +345,7 @@ def _by_length(scores: dict[int, LengthScore], what: str) -> dict[str, float]:
 
 def _save(loop: Loop, writer: RunWriter, rolling: bool = False) -> None:
     """Commit a checkpoint that holds everything needed to go on bit-exactly."""
-    loop.saved_scores = loop.saved_scores if rolling else dict(loop.scores)
+    loop.saved_scores = loop.saved_scores if rolling else _followed(loop)
     model = {name: value.detach().cpu().clone() for name, value in loop.model.state_dict().items()}
     optim = {name: value.cpu() for name, value in optimizer_tensors(loop.model, loop.optimizer).items()}
     optim |= {"rng.batches": loop.batches.get_state(), "rng.torch": torch.get_rng_state()}

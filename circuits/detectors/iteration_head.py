@@ -29,11 +29,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from circuits.detectors._iteration_carriers import carriers
 from circuits.detectors._iteration_checks import (
-    INTERCHANGE_BAR,
     Head,
     Setting,
     interchange,
@@ -58,7 +56,8 @@ from circuits.detectors._iteration_scan import (
     summarise_null,
     test_lengths,
 )
-from circuits.detectors.base import CausalCheck, Detection, LengthAccuracy, NullSummary, Verdict
+from circuits.detectors._iteration_verdict import attends, decide, headline, limits, statistic_pair
+from circuits.detectors.base import CausalCheck, Detection, LengthAccuracy
 from interp.errors import DetectorError
 from interp.evaluate import free_running, teacher_forced
 from interp.hooks import HookedModel
@@ -67,8 +66,6 @@ from interp.tasks.base import Task
 from probes.intervals import mean, share
 from probes.null import NullScan
 
-ALPHA = 0.01
-SOLVED = 0.99
 CANDIDATES = 3
 
 
@@ -124,9 +121,13 @@ class IterationHead:
         origin: Origin | None = None,
         options: Options | None = None,
         null: NullScan | None = None,
+        causal_if_attending: bool = False,
         progress: Callable[[str], None] | None = None,
     ) -> Detection:
         """Scan one model on held-out sequences by length.
+
+        With `causal_if_attending` the causal checks run only where the statistic passes; over many checkpoints most
+        of the time is saved and no verdict "iteration head" is lost, since it needs the statistic.
 
         Raises:
             DetectorError: if the task has no iteration circuit to look for, or no held-out length of 4 or more.
@@ -149,17 +150,15 @@ class IterationHead:
         clock.lap("statistic")
         tell("causal checks")
         setting = Setting(model, task, sequences, options.per_step, options.per_length, stream)
-        pair = best_pair(setting, found) if options.causal else None
+        wanted = options.causal and not (causal_if_attending and not attends(summary))
+        pair = best_pair(setting, found) if wanted else None
         checks = causal_checks(setting, pair) if pair else []
         clock.lap("causal")
         outcome = decide(summary, checks, lengths, chance_step_accuracy(task, sequences))
-        if outcome.verdict == "solved without the textbook head" and options.causal:
-            tell("carriers")
-            carried = carriers(setting)
-        else:
-            carried = []
+        carried = carriers(setting) if outcome.verdict == "solved without the textbook head" else []
         clock.lap("carriers")
-        heads = {"clock": label(*pair[0]), "reading": label(*pair[1])} if pair else _statistic_pair(summary)
+        rejected = rejected_checks(setting, found, null, pair) if pair else []
+        heads = {"clock": label(*pair[0]), "reading": label(*pair[1])} if pair else statistic_pair(summary)
         named = outcome.verdict in ("iteration head", "candidate")
         return Detection(
             detector=self.name,
@@ -172,10 +171,10 @@ class IterationHead:
             lengths=lengths,
             statistics=rows,
             null=summary,
-            causal=checks,
+            causal=checks + rejected,
             carriers=carried,
             missing=outcome.missing,
-            limits=limits(model, task, sequences, options),
+            limits=limits(model, sequences),
             timing=clock.laps,
         )
 
@@ -285,109 +284,16 @@ def causal_checks(setting: Setting, pair: tuple[Head, Head]) -> list[CausalCheck
     ]
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """A verdict with the reasons that kept a stronger one away."""
+def rejected_checks(setting: Setting, found: Cells, null: NullScan, pair: tuple[Head, Head]) -> list[CausalCheck]:
+    """Interchange of every other head whose attention on a target exceeds the null's 95 % quantile.
 
-    verdict: Verdict
-    solved: bool
-    missing: list[str]
-
-
-def decide(
-    summary: list[NullSummary], checks: list[CausalCheck], lengths: list[LengthAccuracy], chance: float
-) -> Outcome:
-    """Combine statistic, causal checks and accuracy into one verdict."""
-    missing = []
-    joint = next(row for row in summary if row.role == "joint")
-    attends = joint.p_value <= ALPHA
-    if not attends:
-        missing.append(
-            f"attention: joint mass {joint.observed:.2f} on the clock and reading targets, p = {joint.p_value:.3g} "
-            f"(needs <= {ALPHA})"
-        )
-    missing += [_failed(check) for check in checks if not check.passed]
-    if not checks:
-        missing.append("no causal check was run")
-    unsolved = [row for row in lengths if row.sequence.value < SOLVED]
-    solved = not unsolved
-    if attends and checks and all(check.passed for check in checks):
-        return Outcome("iteration head", solved, missing)
-    if solved and checks:
-        return Outcome("solved without the textbook head", True, missing)
-    if attends:
-        return Outcome("candidate", solved, missing)
-    step = sum(row.step.value for row in lengths) / len(lengths)
-    worst = min(lengths, key=lambda row: row.sequence.value)
-    missing.append(
-        f"accuracy: {len(unsolved)} of {len(lengths)} lengths below {SOLVED:.0%}; lowest {worst.sequence.value:.3f} "
-        f"at length {worst.length} (n = {worst.n}); step accuracy {step:.3f}, without input {chance:.3f}"
-    )
-    learnt = step > chance + 0.1
-    return Outcome("not solved" if learnt else "none", False, missing)
-
-
-def _failed(check: CausalCheck) -> str:
-    """Why one check did not pass, in words."""
-    if check.passed is None:
-        return f"{check.name} of the {check.role} head {check.component}: not tested"
-    e = check.effect
-    return (
-        f"{check.name} of the {check.role} head {check.component}: {check.metric} {e.value:.3f} "
-        f"[{e.low:.3f}, {e.high:.3f}], n = {e.n}; rule: {check.threshold}"
-    )
-
-
-def _statistic_pair(summary: list[NullSummary]) -> dict[str, str]:
-    """Heads named by the statistic alone."""
-    joint = next(row for row in summary if row.role == "joint")
-    clock, reading = joint.component.split("+")
-    return {"clock": clock, "reading": reading}
-
-
-def headline(
-    outcome: Outcome, heads: dict[str, str], summary: list[NullSummary], checks: list[CausalCheck], carried: list
-) -> str:
-    """The verdict in one sentence, with the number that carries it."""
-    joint = next(row for row in summary if row.role == "joint")
-    p = f"p = {joint.p_value:.3g}, smallest possible {joint.smallest_p:.3g}, n = {joint.n} null models"
-    swaps = {c.role: c.effect for c in checks if c.name == "interchange"}
-    if outcome.verdict == "iteration head":
-        read, clock = swaps["reading"], swaps["clock"]
-        return (
-            f"Iteration head found: clock {heads['clock']}, reading {heads['reading']}; interchange accuracy "
-            f"{read.value:.3f} (reading, n = {read.n}) and {clock.value:.3f} (clock, n = {clock.n}); {p}."
-        )
-    if outcome.verdict == "candidate":
-        return (
-            f"Candidate only: {heads['clock']} and {heads['reading']} attend as claimed ({p}), not confirmed causally."
-        )
-    if outcome.verdict == "solved without the textbook head":
-        by = (
-            f"; {carried[0].component} carries the input ({carried[0].effect.value:.2f} interchange)" if carried else ""
-        )
-        return f"Solved without the textbook iteration head{by}; {p}."
-    if outcome.verdict == "not solved":
-        return f"Not solved, and no iteration head ({p})."
-    return f"No iteration head ({p})."
-
-
-def limits(model: HookedModel, task: Task, sequences: Sequences, options: Options) -> list[str]:
-    """What the reader must not conclude from this detection."""
-    cfg = model.cfg
-    found = [
-        "Patching is single-site and teacher-forced; it says nothing of interactions between components.",
-        f"Interchange bar {INTERCHANGE_BAR}, significance level {ALPHA}, solved at {SOLVED:.0%} of sequences at every length.",
-    ]
-    if cfg.n_layers * cfg.n_heads <= 2:
-        found.append("No random-head control is possible: the model has no heads besides the two tested.")
-    small = [length for length, tokens in sequences.items() if len(tokens) < 30]
-    if small:
-        found.append(f"Lengths {small} have fewer than 30 distinct held-out sequences.")
-    return found
-
-
-def observed_mass(found: Cells) -> tuple[float, float, Tensor]:
-    """Largest clock and reading mass on the textbook targets, and the joint table at those targets."""
+    They do not enter the verdict; they show which heads look right and are not needed.
+    """
     zero = OFFSETS.index(0)
-    return float(found.clock[..., zero].max()), float(found.reading[..., zero].max()), found.joint[0, ..., zero, zero]
+    checks = []
+    for index, (role, mass) in enumerate((("reading", found.reading), ("clock", found.clock))):
+        bar = float(torch.quantile(null.maxima[:, index], 0.95))
+        for layer, head in (mass[0, ..., zero] > bar).nonzero().tolist():
+            if (layer, head) not in pair:
+                checks.append(interchange_check(setting, role, (layer, head), []))
+    return checks

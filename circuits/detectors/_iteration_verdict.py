@@ -1,0 +1,122 @@
+"""The verdict of the iteration-head detector, from statistic, causal checks and accuracy, in words."""
+
+from dataclasses import dataclass
+
+from circuits.detectors._iteration_checks import INTERCHANGE_BAR
+from circuits.detectors._iteration_scan import Sequences
+from circuits.detectors.base import Carrier, CausalCheck, LengthAccuracy, NullSummary, Verdict
+from interp.hooks import HookedModel
+
+ALPHA = 0.01
+SOLVED = 0.99
+
+
+def attends(summary: list[NullSummary]) -> bool:
+    """True when the joint statistic is significant over its whole scan."""
+    return next(row for row in summary if row.role == "joint").p_value <= ALPHA
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A verdict with the reasons that kept a stronger one away."""
+
+    verdict: Verdict
+    solved: bool
+    missing: list[str]
+
+
+def decide(
+    summary: list[NullSummary], checks: list[CausalCheck], lengths: list[LengthAccuracy], chance: float
+) -> Outcome:
+    """Combine statistic, causal checks and accuracy into one verdict."""
+    missing = []
+    joint = next(row for row in summary if row.role == "joint")
+    if not attends(summary):
+        missing.append(
+            f"attention: joint mass {joint.observed:.2f} on the clock and reading targets, p = {joint.p_value:.3g} "
+            f"(needs <= {ALPHA})"
+        )
+    missing += [_failed(check) for check in checks if not check.passed]
+    if not checks:
+        missing.append("no causal check was run")
+    unsolved = [row for row in lengths if row.sequence.value < SOLVED]
+    solved = not unsolved
+    if attends(summary) and checks and all(check.passed for check in checks):
+        return Outcome("iteration head", solved, missing)
+    if solved and checks:
+        return Outcome("solved without the textbook head", True, missing)
+    if attends(summary):
+        return Outcome("candidate", solved, missing)
+    step = sum(row.step.value for row in lengths) / len(lengths)
+    worst = min(lengths, key=lambda row: row.sequence.value)
+    missing.append(
+        f"accuracy: {len(unsolved)} of {len(lengths)} lengths below {SOLVED:.0%}; lowest {worst.sequence.value:.3f} "
+        f"at length {worst.length} (n = {worst.n}); step accuracy {step:.3f}, without input {chance:.3f}"
+    )
+    learnt = step > chance + 0.1
+    return Outcome("not solved" if learnt else "none", False, missing)
+
+
+def _failed(check: CausalCheck) -> str:
+    """Why one check did not pass, in words."""
+    if check.passed is None:
+        return f"{check.name} of the {check.role} head {check.component}: not tested"
+    e = check.effect
+    return (
+        f"{check.name} of the {check.role} head {check.component}: {check.metric} {e.value:.3f} "
+        f"[{e.low:.3f}, {e.high:.3f}], n = {e.n}; rule: {check.threshold}"
+    )
+
+
+def statistic_pair(summary: list[NullSummary]) -> dict[str, str]:
+    """Heads named by the statistic alone."""
+    joint = next(row for row in summary if row.role == "joint")
+    clock, reading = joint.component.split("+")
+    return {"clock": clock, "reading": reading}
+
+
+def headline(
+    outcome: Outcome,
+    heads: dict[str, str],
+    summary: list[NullSummary],
+    checks: list[CausalCheck],
+    carried: list[Carrier],
+) -> str:
+    """The verdict in one sentence, with the number that carries it."""
+    joint = next(row for row in summary if row.role == "joint")
+    p = f"p = {joint.p_value:.3g}, smallest possible {joint.smallest_p:.3g}, n = {joint.n} null models"
+    swaps = {c.role: c.effect for c in checks if c.name == "interchange"}
+    if outcome.verdict == "iteration head":
+        read, clock = swaps["reading"], swaps["clock"]
+        return (
+            f"Iteration head found: clock {heads['clock']}, reading {heads['reading']}; interchange accuracy "
+            f"{read.value:.3f} (reading, n = {read.n}) and {clock.value:.3f} (clock, n = {clock.n}); {p}."
+        )
+    if outcome.verdict == "candidate":
+        return (
+            f"Candidate only: {heads['clock']} and {heads['reading']} attend as claimed ({p}), not confirmed causally."
+        )
+    if outcome.verdict == "solved without the textbook head":
+        by = (
+            f"; {carried[0].component} carries the input ({carried[0].effect.value:.2f} interchange)" if carried else ""
+        )
+        return f"Solved without the textbook iteration head{by}; {p}."
+    if outcome.verdict == "not solved":
+        return f"Not solved, and no iteration head ({p})."
+    return f"No iteration head ({p})."
+
+
+def limits(model: HookedModel, sequences: Sequences) -> list[str]:
+    """What the reader must not conclude from this detection."""
+    cfg = model.cfg
+    found = [
+        "Patching is single-site and teacher-forced; it says nothing of interactions between components.",
+        f"Interchange bar {INTERCHANGE_BAR}, significance level {ALPHA}; solved means {SOLVED:.0%} of the sequences of "
+        "every length.",
+    ]
+    if cfg.n_layers * cfg.n_heads <= 2:
+        found.append("No random-head control is possible: the model has no heads besides the two tested.")
+    small = [length for length, tokens in sequences.items() if len(tokens) < 30]
+    if small:
+        found.append(f"Lengths {small} have fewer than 30 distinct held-out sequences.")
+    return found

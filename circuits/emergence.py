@@ -1,0 +1,51 @@
+"""When a circuit appears: verdicts checkpoint by checkpoint, and the first of three consecutive passes."""
+
+from itertools import pairwise
+
+from circuits.detectors.base import Detection, Emergence, EmergencePoint
+
+CONSECUTIVE = 3
+
+
+def emergence_point(detection: Detection, loss: float | None) -> EmergencePoint:
+    """One checkpoint's detection, reduced to a point of the curve."""
+    by_role = {row.role: row for row in detection.null}
+    swaps = [
+        check.effect.value for check in detection.causal if check.name == "interchange" and check.passed is not None
+    ]
+    return EmergencePoint(
+        step=detection.step,
+        loss=loss,
+        min_accuracy=min(row.sequence.value for row in detection.lengths),
+        clock=by_role["clock"].observed,
+        reading=by_role["reading"].observed,
+        clock_head=by_role["clock"].component,
+        reading_head=by_role["reading"].component,
+        p_value=by_role["joint"].p_value,
+        causal=min(swaps[:2]) if len(swaps) >= 2 else None,
+        verdict=detection.verdict,
+    )
+
+
+def emergence(points: list[EmergencePoint]) -> Emergence:
+    """Emergence is the first of three consecutive passes; the bracket is the resolution of the checkpoints.
+
+    The bracket runs from the last checkpoint before that pass to the pass itself. It says between which saved steps
+    the change fell and is not a confidence interval.
+    """
+    passed = [point.verdict == "iteration head" for point in points]
+    reversals = sum(before and not after for before, after in pairwise(passed))
+    starts = [i for i in range(len(passed) - CONSECUTIVE + 1) if all(passed[i : i + CONSECUTIVE])]
+    first = starts[0] if starts else None
+    notes = []
+    if reversals:
+        notes.append(f"The run goes back and forth: {reversals} pass(es) were followed by a fail.")
+    if first is None and any(passed):
+        notes.append(f"No {CONSECUTIVE} consecutive checkpoints pass, so no emergence step is named.")
+    return Emergence(
+        points=points,
+        emerged=points[first].step if first is not None else None,
+        bracket=(points[max(first - 1, 0)].step, points[first].step) if first is not None else None,
+        reversals=reversals,
+        note=" ".join(notes),
+    )
