@@ -43,6 +43,7 @@ def test_nothing_that_can_run_code_is_loaded(all_sources):
         wrong += [
             f"{path}:{node.lineno} allows pickled arrays"
             for node, _ in calls(tree)
+            if not path.startswith(HOSTILE_FILES)
             if any(word.arg == "allow_pickle" and getattr(word.value, "value", None) is True for word in node.keywords)
         ]
     assert not wrong, wrong

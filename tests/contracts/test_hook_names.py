@@ -24,7 +24,7 @@ BLOCK = (
     "hook_resid_post",
 )
 NAMED = re.compile(r"(?<![\w.])(?:(?:attn|mlp|ln\w+)\.)?hook_[a-z]\w*")
-NOT_POINTS = {"hook_dict", "hook_points"}  # attributes of the model, not names of activations
+NOT_POINTS = {"hook_dict", "hook_points", "hook_name", "hook_names"}  # words about hooks, not names of activations
 
 
 @pytest.fixture(scope="module")

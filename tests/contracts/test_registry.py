@@ -74,7 +74,7 @@ def test_a_plugin_cannot_replace_a_built_in_entry(plugin, root):
 def test_a_broken_plugin_is_named_with_its_package_and_only_when_asked_for(plugin, line, code):
     plugin("interp.tasks", line, code)
     assert "mine" in names("task")
-    with pytest.raises(InterpError, match="entry point mine = .* cannot be loaded.*uninstall extra"):
+    with pytest.raises(InterpError, match=r"entry point mine = .* cannot be loaded.*uninstall extra"):
         load("task", "mine")
     with pytest.raises(InterpError, match="entry point mine"):
         load_group("interp.tasks")
