@@ -1,11 +1,11 @@
-"""The circuit as SVG text: token columns, the residual stream upwards, heads as boxes with arrows from what they read."""
+"""The circuit as SVG text: token columns, residual stream upwards, heads as boxes with arrows from what they read."""
 
 from markupsafe import Markup
 
 from circuits.report.schema import CircuitDrawing, DrawnMove
 from circuits.report.svg import element, figure, line, text
 
-WIDTH, LEFT, RIGHT = 720.0, 84.0, 704.0
+WIDTH, LEFT, RIGHT = 880.0, 84.0, 872.0
 ROW, BOX_WIDE, BOX_HIGH = 84.0, 116.0, 38.0
 
 
@@ -98,8 +98,11 @@ def _arrow(move: DrawnMove, columns: list[float], y: float) -> Markup:
     parts = [element("path", d=path, class_=f"move {tint}", marker_end=f"url(#tip-{tint})")]
     parts.append(element("circle", cx=start, cy=low, r=4.0, class_=f"dot {tint}"))
     if move.carries:
-        anchor, x = ("start", start + 10) if side < 0 else ("end", start - 10)
-        parts.append(text(x, y - 9, _cut(move.carries, 34), f"carries {tint}", anchor))
+        words = _cut(move.carries, 34)
+        if abs(edge - start) > 7.2 * len(words) + 24:
+            parts.append(text(start - side * 10, y - 9, words, f"carries {tint}", "start" if side < 0 else "end"))
+        else:
+            parts.append(text(start + side * 10, low + 4, words, f"carries {tint}", "end" if side < 0 else "start"))
     return Markup("").join(parts)
 
 

@@ -22,7 +22,7 @@ from circuits.report.svg import (
     value_axis,
 )
 
-WIDTH, LEFT, RIGHT = 720, 56, 704
+WIDTH, LEFT, RIGHT = 880, 48, 872
 SHARES = [(0.0, "0"), (0.5, "0.5"), (1.0, "1")]
 
 
@@ -66,11 +66,11 @@ def _scores(emergence: Emergence | None) -> tuple[str, list[Series], float, floa
     points = emergence.points if emergence else []
     causal = [(p.step, p.causal) for p in points if p.causal is not None]
     series = [
-        Series("clock head, attention on target", "clock", "square", [(p.step, p.clock) for p in points]),
-        Series("reading head, attention on target", "reading", "circle", [(p.step, p.reading) for p in points]),
-        Series("interchange accuracy, lower of the two", "causal", "diamond", causal, joined=False),
+        Series("clock head, on target", "clock", "square", [(p.step, p.clock) for p in points]),
+        Series("reading head, on target", "reading", "circle", [(p.step, p.reading) for p in points]),
+        Series("interchange, lower of the two", "causal", "diamond", causal, joined=False),
     ]
-    return "Score", [one for one in series if one.points], 170.0, 1.0
+    return "Attention and interchange", [one for one in series if one.points], 170.0, 1.0
 
 
 def _accuracy(curve: Sequence[CurvePoint]) -> tuple[str, list[Series], float, float]:
@@ -108,7 +108,7 @@ def _panel(
     y = linear(0.0, ceiling, last, first)
     places = SHARES if ceiling == 1.0 else [(0.0, "0"), (ceiling / 2, f"{ceiling / 2:g}"), (ceiling, f"{ceiling:g}")]
     parts = [text(0, top + 10, title, "panel-title"), _legend(series, top + 10)]
-    parts.append(_bracket(emergence, scale, first, last, named=title == "Score"))
+    parts.append(_bracket(emergence, scale, first, last, named=first < 40))
     parts.append(value_axis(places, y, LEFT, RIGHT))
     for one in series:
         spots = [(scale(step), y(min(value, ceiling))) for step, value in one.points]
@@ -125,7 +125,7 @@ def _legend(series: list[Series], y: float) -> Markup:
     """Swatches and names, set from the right edge to the left."""
     parts, right = [], float(RIGHT)
     for one in reversed(series):
-        left = right - 6.1 * len(one.name) - 24
+        left = right - 6.6 * len(one.name) - 24
         parts.append(text(left + 22, y, one.name, "legend"))
         if one.joined:
             parts.append(line(left, y - 4, left + 16, y - 4, f"line {one.class_}"))
@@ -144,42 +144,53 @@ def _bracket(emergence: Emergence | None, scale: StepScale, first: float, last: 
     at = scale(emergence.emerged)
     parts.append(line(at, first, at, last, "emerged"))
     if named:
-        side, shift = ("end", -6) if at > (LEFT + RIGHT) / 2 else ("start", 6)
-        parts.append(text(at + shift, first + 13, f"emerged by step {count(emergence.emerged)}", "emerged-name", side))
+        side, x = ("end", low - 8) if at > (LEFT + RIGHT) / 2 else ("start", high + 8)
+        parts.append(text(x, first + 16, f"emerged by step {count(emergence.emerged)}", "emerged-name", side))
     return Markup("").join(parts)
 
 
 def length_figure(checks: Sequence[CausalCheck]) -> Markup:
-    """Interchange accuracy with its interval at each length, one panel per check."""
+    """Interchange accuracy with its interval at each length, one panel per check, on one common scale."""
     checks = [check for check in checks if check.by_length]
     if not checks:
         return Markup("")
-    height, parts = 150.0, []
     lengths = sorted({length for check in checks for length in check.by_length})
-    for row, check in enumerate(checks):
-        parts.append(_length_panel(check, lengths, 8 + row * (height + 30), height))
-    bottom = 8 + len(checks) * (height + 30)
-    parts.append(text((LEFT + RIGHT) / 2, bottom + 12, "sequence length", "name", "middle"))
+    worst = min(interval.low for check in checks for interval in check.by_length.values())
+    floor = next(bound for bound in (0.9, 0.8, 0.5, 0.0) if bound <= worst or bound == 0.0)
+    pitch = WIDTH / 2 if len(checks) > 1 else WIDTH
+    parts = []
+    for index, check in enumerate(checks):
+        spot = (index % 2 * pitch + LEFT, (index % 2 + 1) * pitch - (32, 8)[index % 2] if len(checks) > 1 else RIGHT)
+        parts.append(_length_panel(check, lengths, floor, spot, 8 + index // 2 * 230))
     words = "; ".join(f"{check.component} {decimal(check.effect.value)} overall" for check in checks)
-    return figure(WIDTH, bottom + 18, "Interchange accuracy by length", words, *parts, class_="by-length")
+    high = 8 + (len(checks) + 1) // 2 * 230
+    return figure(WIDTH, high, "Interchange accuracy by length", words, *parts, class_="by-length")
 
 
-def _length_panel(check: CausalCheck, lengths: list[int], top: float, height: float) -> Markup:
-    first, last = top + 24, top + height - 4
-    y = linear(0.0, 1.0, last, first)
-    pitch = (RIGHT - LEFT) / len(lengths)
+def _length_panel(
+    check: CausalCheck, lengths: list[int], floor: float, spot: tuple[float, float], top: float
+) -> Markup:
+    left, right = spot
+    first, last = top + 28, top + 168
+    y = linear(floor, 1.0, last, first)
+    pitch = (right - left) / len(lengths)
+    every = max(1, round(22 / pitch))
     tint = check.role if check.role in ("clock", "reading") else "plain"
     title = f"{check.component}, {check.role} head" if check.role != "other" else check.component
-    parts = [text(0, top + 10, title, "panel-title"), value_axis(SHARES, y, LEFT, RIGHT)]
-    parts.append(text(RIGHT, top + 10, "point: estimate; whisker: 95 % interval", "legend", "end"))
+    places = [(value, f"{value:g}") for value in (floor, round((floor + 1) / 2, 2), 1.0)]
+    parts = [text(left - LEFT, top + 10, title, "panel-title"), value_axis(places, y, left, right)]
+    parts.append(text(right, top + 10, "estimate and 95 % interval", "legend", "end"))
+    parts.append(text((left + right) / 2, last + 38, "sequence length", "name", "middle"))
     for index, length in enumerate(lengths):
-        x = LEFT + (index + 0.5) * pitch
-        parts.append(text(x, last + 16, str(length), "tick", "middle"))
+        x = left + (index + 0.5) * pitch
+        if index % every == 0:
+            parts.append(text(x, last + 18, str(length), "tick", "middle"))
         interval = check.by_length.get(length)
         if interval is None:
             continue
+        low, value, high = (min(max(end, floor), 1.0) for end in (interval.low, interval.value, interval.high))
         tip = f"length {length}: {decimal(interval.value)} {bounds(interval)}, n = {count(interval.n)}"
-        parts.append(line(x, y(interval.low), x, y(interval.high), f"whisker {tint}"))
-        parts += [line(x - 4, y(end), x + 4, y(end), f"whisker {tint}") for end in (interval.low, interval.high)]
-        parts.append(marker("circle", x, y(interval.value), f"dot {tint}", tip))
+        parts.append(line(x, y(low), x, y(high), f"whisker {tint}"))
+        parts += [line(x - 4, y(end), x + 4, y(end), f"whisker {tint}") for end in (low, high)]
+        parts.append(marker("circle", x, y(value), f"dot {tint}", tip))
     return Markup("").join(parts)

@@ -12,10 +12,8 @@ from circuits.report import numbers, summary
 from circuits.report.canvas.encode import inline_json, script, style
 from circuits.report.drawing import circuit_figure
 from circuits.report.figures import length_figure, training_figure
+from circuits.report.fingerprint import renderer_version
 from circuits.report.schema import CircuitReport, plain
-
-RENDER_SOURCES = ("page.html", "page.css", "page.js", "html.py", "summary.py", "numbers.py", "svg.py", "figures.py")
-RENDER_SOURCES += ("drawing.py", "schema.py", "canvas/encode.py")
 
 
 def render_html(report: CircuitReport) -> str:
@@ -56,16 +54,6 @@ def policy(styles: str, scripts: str) -> str:
     return "; ".join(rules)
 
 
-@cache
-def renderer_version() -> str:
-    """Fingerprint of everything that decides the page's bytes besides the report."""
-    digest = hashlib.sha256()
-    for name in RENDER_SOURCES:
-        digest.update(_text(name).encode())
-    digest.update((script() + style()).encode())
-    return digest.hexdigest()[:16]
-
-
 def _digest(source: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
 
@@ -84,7 +72,7 @@ def _safe_style(source: str) -> Markup:
 
 @cache
 def _environment() -> Environment:
-    return Environment(
+    environment = Environment(
         loader=PackageLoader("circuits.report", ""),
         autoescape=True,
         undefined=StrictUndefined,
@@ -92,6 +80,8 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters["formula"] = summary.formula
+    return environment
 
 
 def _text(name: str) -> str:

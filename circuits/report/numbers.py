@@ -3,7 +3,6 @@
 from circuits.detectors.base import Interval
 
 MINUS = "\u2212"
-NARROW = "\u202f"
 
 
 def decimal(value: float) -> str:
@@ -40,12 +39,12 @@ def estimate(interval: Interval | None) -> str:
     """Value, interval and n in one line, or a dash where there is none."""
     if interval is None:
         return "\u2013"
-    return f"{decimal(interval.value)} {bounds(interval)}, n = {count(interval.n)}"
+    return f"{decimal(interval.value)} {bounds(interval)}, {sample(interval.n)}"
 
 
-def level(interval: Interval) -> str:
-    """`95 %` and how the interval was made."""
-    return f"{interval.level:.0%}".replace("%", f"{NARROW}%") + f" {interval.method}"
+def sample(n: int) -> str:
+    """`n = 1,024`, which stays on one line."""
+    return f"n\u00a0=\u00a0{count(n)}"
 
 
 def duration(seconds: float) -> str:

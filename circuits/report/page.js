@@ -13,7 +13,9 @@
     root.dataset.theme = name() === "dark" ? "light" : "dark";
     show();
   });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", show);
   show();
+  for (const one of document.querySelectorAll(".from-end")) one.scrollLeft = one.scrollWidth;
 
   const select = (node) => {
     const range = document.createRange();
@@ -39,12 +41,17 @@
   }
 
   let folded = [];
+  let chosen = null;
   addEventListener("beforeprint", () => {
+    chosen = root.dataset.theme || "";
+    root.dataset.theme = "light";
     folded = [...document.querySelectorAll("details:not([open])")];
     for (const one of folded) one.open = true;
   });
   addEventListener("afterprint", () => {
     for (const one of folded) one.open = false;
+    if (chosen) root.dataset.theme = chosen;
+    else delete root.dataset.theme;
   });
 
   const place = document.getElementById("attention-grid");

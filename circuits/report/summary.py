@@ -1,11 +1,14 @@
 """What page and Markdown both say about a report: key numbers, verdict words, checks in order; pure functions."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from circuits.detectors.base import CausalCheck, Interval, LengthAccuracy, Statistic
-from circuits.report.numbers import bounds, count, decimal, probability
+from markupsafe import Markup, escape
+
+from circuits.detectors.base import CausalCheck, LengthAccuracy, Statistic
+from circuits.report.numbers import bounds, count, decimal, probability, sample
 from circuits.report.schema import CircuitReport
 
 VERDICT_TONE = {
@@ -23,6 +26,9 @@ VERDICT_MEANS = {
     "none": "No head passed the statistic.",
 }
 
+PROPER = {"wilson": "Wilson", "clopper-pearson": "Clopper-Pearson"}
+SYMBOL = re.compile(r"(?<![\w])([A-Za-z])_(?:\{([^{}<>&]{1,8})\}|([A-Za-z0-9]))(?!\w)")
+
 
 @dataclass(frozen=True)
 class KeyNumber:
@@ -36,7 +42,7 @@ class KeyNumber:
 
 def key_numbers(report: CircuitReport) -> list[KeyNumber]:
     """Interchange of both heads, the lowest held-out accuracy, and the family-wise p-value."""
-    numbers = [_interchange(report, role) for role in ("reading", "clock")]
+    numbers = [_interchange(report, role) for role in ("clock", "reading")]
     return [*numbers, _accuracy(report.detection.lengths), _null(report)]
 
 
@@ -56,7 +62,8 @@ def _interchange(report: CircuitReport, role: str) -> KeyNumber:
     label = f"Interchange accuracy, {role} head"
     if check is None or not check.tested:
         return KeyNumber(label, "not tested", "", check.note if check else "no such head was found")
-    return KeyNumber(label, decimal(check.effect.value), bounds(check.effect), f"{check.component}, {_n(check.effect)}")
+    detail = f"{check.component}, {sample(check.effect.n)}"
+    return KeyNumber(label, decimal(check.effect.value), bounds(check.effect), detail)
 
 
 def _accuracy(lengths: Sequence[LengthAccuracy]) -> KeyNumber:
@@ -64,7 +71,7 @@ def _accuracy(lengths: Sequence[LengthAccuracy]) -> KeyNumber:
     if not lengths:
         return KeyNumber(label, "not tested", "", "no held-out sequences")
     low = min(lengths, key=lambda one: (one.sequence.value, one.length))
-    detail = f"length {low.length}, lowest of {len(lengths)}; n = {count(low.n)}"
+    detail = f"length {low.length}, lowest of {len(lengths)}; {sample(low.n)}"
     return KeyNumber(label, decimal(low.sequence.value), bounds(low.sequence), detail)
 
 
@@ -77,8 +84,17 @@ def _null(report: CircuitReport) -> KeyNumber:
     return KeyNumber(label, probability(worst.p_value), f"smallest possible {probability(worst.smallest_p)}", detail)
 
 
-def _n(interval: Interval) -> str:
-    return f"n = {count(interval.n)}"
+def formula(words: str) -> Markup:
+    """Escaped text in which s_t and x_{t+1} have true subscripts; d_model stays as it is."""
+    return Markup(SYMBOL.sub(lambda found: f"{found[1]}<sub>{found[2] or found[3]}</sub>", str(escape(words))))
+
+
+def grouped_checks(checks: Sequence[CausalCheck]) -> list[list[CausalCheck]]:
+    """Checks of one kind and rule together, clock before reading, in the order in which the kinds first appear."""
+    groups: dict[tuple[str, ...], list[CausalCheck]] = {}
+    for check in checks:
+        groups.setdefault((check.name, check.direction, check.metric, check.threshold), []).append(check)
+    return [sorted(group, key=lambda check: (check.role != "clock", check.role)) for group in groups.values()]
 
 
 def outcome(passed: bool | None, tested: bool = True) -> str:
@@ -129,7 +145,7 @@ def intervals_sentence(report: CircuitReport) -> str:
     """How the intervals of this report were made."""
     methods = {check.effect.method for check in report.detection.causal}
     methods |= {row.effect.method for row in report.circuit} | {one.sequence.method for one in report.detection.lengths}
-    named = ", ".join(sorted(methods)) or "none given"
+    named = ", ".join(sorted(PROPER.get(method, method) for method in methods)) or "none given"
     return f"Intervals are 95 % intervals ({named}); n counts independent units."
 
 
