@@ -190,11 +190,17 @@ def sweep(folder: Path, *, older_than: float = 0.0) -> int:
     """
     if not folder.is_dir():
         return 0
-    removed = 0
-    with disk_errors(folder), os.scandir(folder) as entries:
-        for entry in [entry for entry in entries if entry.name.startswith(TEMPORARY)]:
-            if older_than and time.time() - entry.stat(follow_symlinks=False).st_mtime < older_than:
-                continue
-            discard(Path(entry.path))
-            removed += 1
-    return removed
+    with disk_errors(folder):
+        leftovers = [folder / name for name in os.listdir(folder) if name.startswith(TEMPORARY)]
+        old = [path for path in leftovers if not older_than or _age(path) >= older_than]
+        for path in old:
+            discard(path)
+    return len(old)
+
+
+def _age(path: Path) -> float:
+    """Seconds since a path was touched; 0 if another process has removed it meanwhile."""
+    try:
+        return time.time() - os.lstat(path).st_mtime
+    except FileNotFoundError:
+        return 0.0

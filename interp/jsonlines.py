@@ -109,6 +109,9 @@ class LineLog:
             StoreFull: if the disk is full; the file keeps the rows it had.
             StoreError: if the row is not plain JSON.
         """
+        if os.fstat(self._fd).st_size != self._size:  # an interrupt fell between a write and its bookkeeping
+            self.close()
+            self._open()
         self._write(*line_of(row, self._crc, f"{self.path}: row"))
 
     def _write(self, line: bytes, crc: int) -> None:

@@ -121,16 +121,19 @@ class Run:
         """
         from interp.checkpoint import read_checkpoint
 
-        skipped, reason = [], "there is none"
-        for ref in reversed(self.checkpoints(rolling=True)):
+        skipped: dict[Path, str] = {}
+        while True:
+            refs = [ref for ref in self.checkpoints(rolling=True) if ref.path not in skipped]
+            if not refs:
+                reason = next(iter(skipped.values()), "there is none")
+                where = self.path / CHECKPOINTS
+                raise CheckpointError(f"{where}: no checkpoint to load ({reason}); remove the run and train it again")
+            newest = refs[-1]
             try:
-                return read_checkpoint(ref.path, optim=optim), skipped
+                return read_checkpoint(newest.path, optim=optim), list(skipped)
             except CheckpointError as error:
-                reason = str(error) if not skipped else reason
-                skipped.append(ref.path)
-        raise CheckpointError(
-            f"{self.path / CHECKPOINTS}: no checkpoint to load ({reason}); remove the run and train it again"
-        )
+                if newest.path.exists():  # else its writer has just replaced it by a newer rolling one: look again
+                    skipped[newest.path] = str(error)
 
     def checkpoint(self, step: int | None = None, *, optim: bool = True) -> "Checkpoint":
         """The checkpoint of a step, or the newest that verifies.

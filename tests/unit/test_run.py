@@ -1,5 +1,6 @@
 """What a run folder gives back is what was put in; what cannot be kept exactly is refused."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from interp.checkpoint import read_checkpoint, verify_checkpoint, write_checkpoint
+from interp.checkpoint import Checkpoint, read_checkpoint, verify_checkpoint, write_checkpoint
 from interp.config import RunConfig
 from interp.errors import CheckpointError, StoreError, UnknownName
 from interp.run import Run, Store
@@ -164,6 +165,35 @@ def test_truncating_keeps_rows_up_to_the_step_and_appending_goes_on(run: Run):
         writer.metric({"step": 7})
     assert [row["step"] for row in run.metrics()] == [0, 1, 2, 7]
     assert [row.get("step") for row in run.events()] == [None, 0, 1, 2]
+
+
+def test_interrupt_right_after_a_row_was_written_does_not_break_the_next(run: Run, monkeypatch: pytest.MonkeyPatch):
+    def write_then_interrupt(fd: int, data: bytes) -> int:
+        real(fd, data)
+        raise KeyboardInterrupt
+
+    with run.writer() as writer:
+        writer.metric({"step": 0})
+        real = os.write
+        monkeypatch.setattr(os, "write", write_then_interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            writer.metric({"step": 1})
+        monkeypatch.undo()
+        writer.metric({"step": 2})
+    assert [row["step"] for row in run.metrics()] == [0, 1, 2]
+
+
+def test_rolling_checkpoint_replaced_while_it_is_read_is_no_damage(run: Run, monkeypatch: pytest.MonkeyPatch):
+    def replaced_meanwhile(folder: Path, *, optim: bool = True) -> Checkpoint:
+        if folder.name == "rolling-00000001":
+            writer.save(2, model={}, optim={}, state={}, rolling=True)
+        return read_checkpoint(folder, optim=optim)
+
+    with run.writer() as writer:
+        writer.save(1, model={}, optim={}, state={}, rolling=True)
+        monkeypatch.setattr("interp.checkpoint.read_checkpoint", replaced_meanwhile)
+        checkpoint, skipped = run.latest_verified()
+    assert (checkpoint.step, skipped) == (2, [])
 
 
 @pytest.mark.parametrize(
