@@ -9,7 +9,6 @@ import numpy as np
 
 from interp.errors import StoreError
 
-MAX_BYTES = 1 << 30
 MAX_ARRAYS = 10_000
 READ_HEADER = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
