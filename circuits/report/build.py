@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from circuits.detect import RunDetection, detect_run
+from circuits.detect import RunDetection, Tell, detect_run
 from circuits.detectors._iteration_verdict import ALPHA
 from circuits.detectors.base import CausalCheck, Detection, Interval
 from circuits.detectors.iteration_head import Options
@@ -44,7 +44,12 @@ PATTERN_BUDGET = 2_000_000  # bytes of attention patterns in one report
 
 
 def build_report(
-    run: Run, *, step: int | None = None, options: Options | None = None, found: RunDetection | None = None, tell=None
+    run: Run,
+    *,
+    step: int | None = None,
+    options: Options | None = None,
+    found: RunDetection | None = None,
+    tell: Tell | None = None,
 ) -> CircuitReport:
     """The sealed report of one run: detection at `step` (newest by default) and emergence over all checkpoints.
 
@@ -77,7 +82,7 @@ def build_report(
     )
 
 
-def rebuild(path: Path, report: CircuitReport) -> CircuitReport:
+def rebuild(path: Path, report: CircuitReport, tell: Tell | None = None) -> CircuitReport:
     """Compute a report's numbers again from the run folder it lies in, trusting nothing that is stored but weights.
 
     Raises:
@@ -89,8 +94,9 @@ def rebuild(path: Path, report: CircuitReport) -> CircuitReport:
     if folder.name != report.subject.run or not (folder / "config.json").exists():
         raise ReportError(f"{path}: --rerun needs the run folder around it ({report.subject.run}/report/{path.name})")
     run = Store(folder.parent).run(folder.name)
-    options = Options(seed=report.detection.seed)
-    found = detect_run(run, step=report.subject.step, every_checkpoint=report.emergence is not None, fresh=True)
+    options = Options(**report.detection.options)
+    follow = report.emergence is not None
+    found = detect_run(run, step=report.subject.step, every_checkpoint=follow, options=options, tell=tell, fresh=True)
     return build_report(run, step=report.subject.step, options=options, found=found)
 
 

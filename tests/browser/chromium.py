@@ -104,10 +104,14 @@ class Page:
         """One DevTools command to this tab."""
         return self._pipe.send(method, self._session, **params)
 
-    def view(self, width: int = 1280, height: int = 900, scheme: str = "light", scale: float = 1, media: str = "") -> None:
+    def view(
+        self, width: int = 1280, height: int = 900, scheme: str = "light", scale: float = 1, media: str = ""
+    ) -> None:
         """Size of the window, preferred colour scheme and medium."""
         mobile = width < 600
-        self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=scale, mobile=mobile)
+        self.send(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=scale, mobile=mobile
+        )
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         self.send("Emulation.setEmulatedMedia", media=media, features=features)
 
@@ -152,7 +156,9 @@ class Page:
     def screenshot(self, path: Path | None = None, full: bool = False, clip: dict[str, float] | None = None) -> bytes:
         """PNG of the window, of a part, or of the whole page."""
         extra = {"clip": {"scale": 1, **clip}} if clip else {}
-        data = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=full or bool(clip), **extra)["data"]
+        data = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=full or bool(clip), **extra)[
+            "data"
+        ]
         picture = base64.b64decode(data)
         if path:
             path.write_bytes(picture)
@@ -160,7 +166,9 @@ class Page:
 
     def pdf(self, path: Path) -> bytes:
         """The page as print would give it, on A4."""
-        reply = self.send("Page.printToPDF", paperWidth=8.27, paperHeight=11.69, printBackground=False, preferCSSPageSize=True)
+        reply = self.send(
+            "Page.printToPDF", paperWidth=8.27, paperHeight=11.69, printBackground=False, preferCSSPageSize=True
+        )
         path.write_bytes(base64.b64decode(reply["data"]))
         return path.read_bytes()
 

@@ -201,7 +201,7 @@ def curve(top: float = 0.998) -> list[CurvePoint]:
     """Loss and accuracy at lengths 4, 8, 12 and 16 every 250 steps."""
     return [
         CurvePoint(step=step, loss=2.4 / (1 + math.exp((step - 3300) / 500)) + 0.004,
-                   accuracy={length: top / (1 + math.exp(-(step - 2600 - 130 * length) / 240)) for length in (4, 8, 12, 16)})
+                   accuracy={n: top / (1 + math.exp(-(step - 2600 - 130 * n) / 240)) for n in (4, 8, 12, 16)})
         for step in range(0, 9313, 250)
     ]  # fmt: skip
 
@@ -369,11 +369,13 @@ def other_circuit_report(**changes: object) -> CircuitReport:
         check("mean ablation", "L0.H0", "clock", spread(0.0, 0.0, 512), None, family="mean", moved=0.01,
               note="not tested: the edit did not move the head's output"),
     ]  # fmt: skip
-    found = detection("solved without the textbook head", claim, {}, carriers=carriers, missing=missing, causal=checks,
-                      statistics=statistics("L0.H0", "L1.H0", 0.26), null=null(62 / 501, 0.26, "L0.H0", "L1.H0"))  # fmt: skip
+    verdict = "solved without the textbook head"
+    heads = ("L0.H0", "L1.H0")
+    found = detection(verdict, claim, {}, carriers=carriers, missing=missing, causal=checks, run="copy64", step=7500,
+                      statistics=statistics(*heads, 0.26), null=null(62 / 501, 0.26, *heads))  # fmt: skip
     values = {
         "claim": claim,
-        "verdict": "solved without the textbook head",
+        "verdict": verdict,
         "detection": found,
         "circuit": [],
         "drawing": None,
