@@ -106,6 +106,7 @@ class Detection(Frozen):
     config_hash: str
     code_version: str
     seed: int = Field(description="seed of the probe sequences and the null")
+    options: dict[str, int | bool] = Field(default_factory=dict, description="sizes of the probe set and the null")
     verdict: Verdict
     headline: str = Field(description="the verdict in one sentence")
     heads: dict[str, str] = Field(description="role -> head, for the verdict 'iteration head' or 'candidate'")

@@ -26,7 +26,7 @@ attention metrics; the null, the interchange checks and the verdict are ours.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 
@@ -164,6 +164,7 @@ class IterationHead:
             detector=self.name,
             **vars(origin),
             seed=options.seed,
+            options=asdict(options),
             verdict=outcome.verdict,
             headline=headline(outcome, heads, summary, checks, carried),
             heads=heads if named else {},

@@ -1,0 +1,178 @@
+"""The commands `interp detect`, `interp report` and `interp demo`."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from circuits.detect import Tell
+
+StoreOption = Annotated[Path, typer.Option(help="Folder that holds the runs.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+REPORT = typer.Typer(help="Write and verify circuit reports.", no_args_is_help=True)
+
+
+def detect(
+    run: Annotated[str, typer.Argument(help="Run to look at, as listed by `interp runs ls`.")],
+    detector: Annotated[str, typer.Option(help="Detector; the file stem under circuits/detectors.")] = "iteration_head",
+    checkpoints: Annotated[str, typer.Option(help="last, all, or one step.")] = "last",
+    null: Annotated[
+        int, typer.Option(min=99, help="Untrained null models; 99 is the least that can reach p = .01.")
+    ] = 500,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the probe pairs and the null.")] = 0,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Compute again, even what is stored.")] = False,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+    store: StoreOption = Path("runs"),
+    as_json: JsonOption = False,
+) -> None:
+    """Look for a circuit in a trained run and say how sure that is."""
+    step, follow = _which(checkpoints)
+    opened = _open(store, run)
+    import torch
+
+    from circuits.cli_text import show_detection
+    from circuits.detect import detect_run
+    from circuits.detectors.iteration_head import Options
+    from circuits.outputs import DetectOutput
+    from interp.console import print_json
+
+    torch.set_num_threads(threads)
+    options = Options(seed=seed, n_null=null)
+    with _counter() as tell:
+        found = detect_run(
+            opened, detector=detector, step=step, every_checkpoint=follow, options=options, tell=tell, fresh=fresh
+        )
+    if as_json:
+        print_json(DetectOutput(run=run, detection=found.detection, emergence=found.emergence))
+    else:
+        show_detection(found.detection, found.emergence)
+
+
+@REPORT.command()
+def make(
+    run: Annotated[str, typer.Argument(help="Run to report on.")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder; RUN/report if not given.")] = None,
+    step: Annotated[int | None, typer.Option(min=0, help="Checkpoint to report on; the newest if not given.")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+    store: StoreOption = Path("runs"),
+    as_json: JsonOption = False,
+) -> None:
+    """Write report.html, report.json and report.md for a run."""
+    opened = _open(store, run)
+    import torch
+
+    from circuits.outputs import ReportOutput
+    from circuits.report.build import build_report
+    from circuits.report.render import write_report
+    from interp.console import print_json, say
+
+    torch.set_num_threads(threads)
+    with _counter() as tell:
+        report = build_report(opened, step=step, tell=tell)
+    files = {kind: str(path) for kind, path in write_report(report, output or opened.path / "report").items()}
+    if as_json:
+        claim, digest = report.claim, report.content_hash
+        print_json(ReportOutput(run=run, verdict=report.verdict, claim=claim, content_hash=digest, files=files))
+    else:
+        say(report.claim)
+        for path in files.values():
+            say(path)
+
+
+@REPORT.command()
+def verify(
+    file: Annotated[Path, typer.Argument(help="report.json, report.html, or the folder that holds them.")],
+    rerun: Annotated[bool, typer.Option("--rerun", help="Compute the numbers again from the run around it.")] = False,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads for --rerun.")] = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Check the hashes of a report and, with --rerun, its numbers; exit code 1 where they differ."""
+    from circuits.cli_text import show_verification
+    from circuits.outputs import VerifyOutput
+    from circuits.report.verify import verify as check
+    from interp.console import print_json
+
+    again = None
+    if rerun:
+        import torch
+
+        from circuits.report.build import rebuild
+
+        torch.set_num_threads(threads)
+        path = file / "report.json" if file.is_dir() else file
+        again = lambda report: rebuild(path, report, tell)  # noqa: E731
+    with _counter() as tell:
+        result = check(file, again)
+    if as_json:
+        print_json(VerifyOutput(result=result))
+    else:
+        show_verification(result)
+    if not result.ok:
+        raise typer.Exit(1)
+
+
+def demo(
+    store: StoreOption = Path("runs"),
+    name: Annotated[str, typer.Option(help="Name of the run.")] = "demo",
+    seed: Annotated[int, typer.Option(min=0, help="Seed; success is a property of the seed.")] = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a model, find its iteration heads, prove them and write the report: about two minutes on one core."""
+    from circuits.demo import run_demo
+    from interp.console import note, print_json, say
+    from interp.progress import training_display
+
+    with training_display(name) as progress, _counter() as tell:
+        result = run_demo(store, name, seed, progress=progress, tell=tell, say=note)
+    if as_json:
+        print_json(result)
+        return
+    say(result.claim)
+    spent = ", ".join(f"{what} {seconds:.0f} s" for what, seconds in result.cpu_seconds.items())
+    say(f"lowest held-out sequence accuracy over lengths: {result.accuracy:.4f}; CPU time: {spent}")
+    say(f"open {result.files['html']}")
+    say(f"check it: interp report verify {result.files['json']} --rerun")
+
+
+COMMANDS = {"detect": detect, "report": REPORT, "demo": demo}
+
+
+def _which(checkpoints: str) -> tuple[int | None, bool]:
+    """(step, follow all) from the option's text."""
+    from interp.errors import UsageError
+
+    if checkpoints in ("last", "all"):
+        return None, checkpoints == "all"
+    if not checkpoints.isdecimal():
+        raise UsageError(f"--checkpoints {checkpoints!r}: expected last, all, or a step such as 5080")
+    return int(checkpoints), False
+
+
+def _open(store: Path, name: str):
+    """The run, before anything heavy is imported, so that a wrong name answers at once."""
+    from interp.run import Store
+
+    return Store(store).run(name)
+
+
+@contextmanager
+def _counter() -> "Iterator[Tell]":
+    """A progress bar on stderr for counted work; silent where stderr is no terminal."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from interp.console import err
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err(), transient=True, disable=not err().is_terminal) as bar:
+        rows: dict[str, int] = {}
+
+        def tell(what: str, done: int, of: int) -> None:
+            if what not in rows:
+                rows[what] = bar.add_task(what, total=of)
+            bar.update(rows[what], completed=done, total=of)
+
+        yield tell
