@@ -76,12 +76,16 @@ def _accuracy(lengths: Sequence[LengthAccuracy]) -> KeyNumber:
 
 
 def _null(report: CircuitReport) -> KeyNumber:
-    label = "Family-wise p, larger of the two roles"
-    if not report.detection.null:
-        return KeyNumber(label, "not tested", "", "no null distribution")
-    worst = max(report.detection.null, key=lambda one: one.p_value)
-    detail = f"{worst.role} head, {worst.exceedances} of {count(worst.n)} null models reach it"
-    return KeyNumber(label, probability(worst.p_value), f"smallest possible {probability(worst.smallest_p)}", detail)
+    """The p-value of both heads together where the null has it, else the larger one of the two roles."""
+    rows = report.detection.null
+    if not rows:
+        return KeyNumber("Family-wise p", "not tested", "", "no null distribution")
+    joint = [row for row in rows if row.role == "joint"]
+    row = joint[0] if joint else max(rows, key=lambda one: one.p_value)
+    label = "Family-wise p, both heads together" if joint else "Family-wise p, larger of the two roles"
+    subject = "" if joint else f"{row.role} head, "
+    detail = f"{subject}{row.exceedances} of {count(row.n)} null models reach it"
+    return KeyNumber(label, probability(row.p_value), f"smallest possible {probability(row.smallest_p)}", detail)
 
 
 def formula(words: str) -> Markup:

@@ -6,6 +6,7 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +34,16 @@ def require_chromium() -> str:
             pytest.fail(missing)
         pytest.skip(missing)
     return found
+
+
+# Chromium reads commands on descriptor 3 and answers on 4; a shell could not redirect descriptors above 9.
+START = """
+import fcntl, os, sys
+ends = [fcntl.fcntl(int(fd), fcntl.F_DUPFD, 10) for fd in sys.argv[1:3]]
+for end, place in zip(ends, (3, 4)):
+    os.dup2(end, place)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 
 class BrowserError(RuntimeError):
@@ -198,8 +209,9 @@ def chromium(profile: Path) -> Iterator[Pipe]:
     program = require_chromium()
     child_in, to_browser = os.pipe()
     from_browser, child_out = os.pipe()
-    shell = f'exec "$0" "$@" 3<&{child_in} 4>&{child_out}'
-    command = ["/bin/sh", "-c", shell, program, *FLAGS, f"--user-data-dir={profile}", "about:blank"]
+    ends = [str(child_in), str(child_out)]
+    browser = [program, *FLAGS, f"--user-data-dir={profile}", "about:blank"]
+    command = [sys.executable, "-I", "-c", START, *ends, *browser]
     quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen(command, pass_fds=(child_in, child_out), start_new_session=True, **quiet)
     os.close(child_in)

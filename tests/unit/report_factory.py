@@ -1,4 +1,4 @@
-"""Realistic reports made without a run: a solved model, one with 8 heads, and three negative verdicts."""
+"""Realistic reports made without a run: a solved model, one with 8 heads, and two negative verdicts."""
 
 import math
 
@@ -34,21 +34,21 @@ from circuits.report.schema import (
 
 STEPS = [0, 64, 90, 126, 177, 248, 347, 486, 681, 953, 1335, 1869, 2617, 3664, 4250, 5130, 6000, 7183, 9312]
 EMERGED = 4250
+REPORT = "runs/poly1/report/report.json"
 DIGITS = (7, 3, 9, 1, 4, 8, 2, 10, 5, 6, 3, 7, 1, 9, 2, 4)
 
 
 def share(value: float, n: int = 512) -> Interval:
     """A share with its Wilson interval."""
     z = 1.96
-    middle = (value + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(value * (1 - value) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    middle = (value + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z * math.sqrt(value * (1 - value) / n + (z / (2 * n)) ** 2) / (1 + z**2 / n)
     return Interval(value=value, low=max(0.0, middle - half), high=min(1.0, middle + half), n=n, method="wilson")
 
 
 def spread(value: float, half: float, n: int = 512) -> Interval:
     """An estimate with a symmetric bootstrap interval."""
-    method = "bootstrap over sequences"
-    return Interval(value=value, low=value - half, high=value + half, n=n, method=method)
+    return Interval(value=value, low=value - half, high=value + half, n=n, method="bootstrap over sequences")
 
 
 def growth(step: int, top: float) -> float:
@@ -81,8 +81,7 @@ def patterns(length: int, step: int, layers: int, heads: int, chosen: dict[str, 
         strength = 9.0 * growth(step, 1.0)
         for query, key in targets(length)[role]:
             logits[layer, head, query, key] += strength
-    logits[:, :, np.triu(np.ones((n_pos, n_pos), dtype=bool), 1)] = -np.inf
-    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    weights = np.tril(np.exp(logits - logits.max(-1, keepdims=True)))
     return encode_pattern(weights / weights.sum(-1, keepdims=True))
 
 
@@ -149,8 +148,8 @@ def causal(clock: str, reading: str, control: Interval | None) -> list[CausalChe
 
 
 def null(p_value: float, observed: float, clock: str, reading: str) -> list[NullSummary]:
-    """Null summaries of both roles from 500 models."""
-    heads = {"clock": clock, "reading": reading}
+    """Null summaries of both heads together and of each role, from 500 models."""
+    heads = {"joint": f"{clock}+{reading}", "clock": clock, "reading": reading}
     return [
         NullSummary(role=role, observed=observed - 0.02 * i, component=head, offset=0, n=500, n_sharp=250,
                     exceedances=round(p_value * 501) - 1, p_value=p_value, smallest_p=1 / 501, quantile_95=0.31,
@@ -193,8 +192,9 @@ def emergence(clock: str, reading: str, solved: bool = True) -> Emergence:
                        verdict="iteration head" if solved and step >= EMERGED else "none")
         for step in STEPS
     ]  # fmt: skip
-    bracket = (3664, EMERGED) if solved else None
-    return Emergence(points=points, emerged=EMERGED if solved else None, bracket=bracket, reversals=0)
+    if not solved:
+        return Emergence(points=points, emerged=None, bracket=None, reversals=0)
+    return Emergence(points=points, emerged=EMERGED, bracket=(3664, EMERGED), reversals=0)
 
 
 def curve(top: float = 0.998) -> list[CurvePoint]:
@@ -234,10 +234,7 @@ def provenance(seed: int = 1) -> Provenance:
         commands=[
             Command(purpose="Train the same run again", line="interp train polynomial --seed 1 --name poly1"),
             Command(purpose="Make this report again", line="interp report make poly1 --step 9312"),
-            Command(
-                purpose="Check the hashes and recompute every number",
-                line="interp report verify runs/poly1/report/report.json --rerun",
-            ),
+            Command(purpose="Check hashes, recompute every number", line=f"interp report verify {REPORT} --rerun"),
         ],
     )
 
@@ -274,10 +271,10 @@ LIMITS = [
 SUMMARY = "s_t = x_t s_{t-1} + 1 mod 11, written out one state at a time"
 
 
-def subject(model: str = "2 layers of 1 head, d_model 32, norm after the embedding, learned positions") -> Subject:
+def subject(run: str = "poly1", model: str = "2 layers of 1 head, d_model 32, learned positions") -> Subject:
     """What was examined."""
     training = "9,312 steps of batch 32, Adam at 2e-3; stopped when every length reached 0.998 twice in a row"
-    return Subject(run="poly1", step=9312, task="polynomial", task_summary=SUMMARY, example=sequence(6), model=model,
+    return Subject(run=run, step=9312, task="polynomial", task_summary=SUMMARY, example=sequence(6), model=model,
                    parameters=28_352, training=training)  # fmt: skip
 
 
@@ -322,10 +319,9 @@ def many_heads_report(**changes: object) -> CircuitReport:
     found = detection("iteration head", claim, heads, statistics=statistics("L0.H3", "L1.H5", 0.93), run="poly8",
                       null=null(1 / 501, 0.93, "L0.H3", "L1.H5"),
                       causal=causal("L0.H3", "L1.H5", share(0.021, 4992)))  # fmt: skip
-    rejected = [
-        RejectedHead(component="L1.H2", role="reading", score=0.41, check="interchange", effect=share(0.03, 4992),
-                     reason="It looks at x_{t+1}, but its output does not decide the answer"),
-    ]  # fmt: skip
+    rejected = RejectedHead(component="L1.H2", role="reading", score=0.41, check="interchange",
+                            effect=share(0.03, 4992),
+                            reason="It looks at x_{t+1}, but its output does not decide the answer")  # fmt: skip
     metric, control = "interchange accuracy", share(0.021, 4992)
     circuit = [
         CircuitRow(component=head, role=role, position_rule=rule, metric=metric, attention=spread(0.91, 0.008),
@@ -333,17 +329,15 @@ def many_heads_report(**changes: object) -> CircuitReport:
         for head, role, rule in (("L0.H3", "clock", "from every state position to EoI"),
                                  ("L1.H5", "reading", "from s_t to the input x_{t+1}"))
     ]  # fmt: skip
-    steps = STEPS[::3]
     values = {
         "claim": claim,
         "detection": found,
         "circuit": circuit,
-        "rejected": rejected,
-        "controls": [],
+        "rejected": [rejected],
         "drawing": drawing("L0.H3", "L1.H5"),
-        "subject": subject("2 layers of 8 heads, d_model 64, learned positions").model_copy(update={"run": "poly8"}),
+        "subject": subject("poly8", "2 layers of 8 heads, d_model 64, learned positions"),
         "emergence": emergence("L0.H3", "L1.H5"),
-        "attention": attention(2, 8, {"clock": (0, 3), "reading": (1, 5)}, steps),
+        "attention": attention(2, 8, {"clock": (0, 3), "reading": (1, 5)}, STEPS[::3]),
     }
     return solved_report(**(values | changes))
 
@@ -379,7 +373,6 @@ def other_circuit_report(**changes: object) -> CircuitReport:
         "detection": found,
         "circuit": [],
         "drawing": None,
-        "controls": [],
         "carriers": carriers,
         "emergence": emergence("L0.H0", "L1.H0", solved=False),
         "attention": attention(2, 1, {}, STEPS[::2]),
@@ -398,7 +391,6 @@ def empty_report(**changes: object) -> CircuitReport:
         "detection": found,
         "circuit": [],
         "drawing": None,
-        "controls": [],
         "emergence": None,
         "curve": [],
         "attention": None,
