@@ -7,12 +7,18 @@ import torch
 from torch import Tensor, nn
 
 from interp.config import TrainConfig
-from interp.errors import CheckpointError
+from interp.errors import CheckpointError, ConfigError
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """The configured optimiser over the parameters that are trained."""
+    """The configured optimiser over the parameters that are trained.
+
+    Raises:
+        ConfigError: if every parameter is frozen.
+    """
     parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise ConfigError("model.frozen freezes every parameter; leave at least one to train")
     if config.optimizer == "sgd":
         return torch.optim.SGD(
             parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True

@@ -1,35 +1,33 @@
 """Train one run: from a configuration to a run folder with checkpoints, metrics and events."""
 
+import math
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Int
 from torch import Tensor
 
 from interp.checkpoint import Checkpoint
 from interp.config import RunConfig
-from interp.errors import CheckpointError, ConfigError, Diverged, Interrupted, StoreError
+from interp.errors import CheckpointError, ConfigError, Diverged, InterpError, Interrupted, StoreError
 from interp.evaluate import LengthScore, score_lengths
-from interp.finite import all_finite, first_bad_tensor
+from interp.finite import bad_activation, bad_parameter
+from interp.loop import Loop, diverged, update
 from interp.model import Transformer
 from interp.optimizer import build_optimizer, learning_rate, optimizer_tensors, restore_optimizer
 from interp.provenance import environment
+from interp.reproducible import random_state, reproducible, restore_random_state, usable_device
 from interp.rng import generator
 from interp.run import Run, RunWriter, Store
 from interp.schedule import logarithmic_steps, moved
 from interp.signals import stop_flag
 from interp.tasks._load import build_task, model_config_for
-from interp.tasks.base import Split, Task
-from interp.warm_start import warm_start
-
-Tracker = Callable[[Transformer, Task, dict[int, Tensor]], dict[str, float]]
+from interp.tasks.base import Task
+from interp.warm_start import WarmStart, warm_start
 
 
 @dataclass(frozen=True)
@@ -43,30 +41,6 @@ class Progress:
     scores: dict[str, float]
     seconds: float
     message: str = ""
-
-
-@dataclass
-class Loop:
-    """The moving parts of one training; everything here is in the checkpoint or is rebuilt from the configuration."""
-
-    config: RunConfig
-    task: Task
-    split: Split
-    model: Transformer
-    optimizer: torch.optim.Optimizer
-    batches: torch.Generator
-    trackers: list[Tracker]
-    step: int = 0
-    solved_in_a_row: int = 0
-    loss: float = float("nan")
-    accuracy: dict[int, float] = field(default_factory=dict)
-    scores: dict[str, float] = field(default_factory=dict)
-    saved_scores: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def finished(self) -> bool:
-        """True when the budget is used up or every length has been solved often enough in a row."""
-        return self.step >= self.config.train.steps or self.solved_in_a_row >= self.config.train.stop_patience
 
 
 def resolve(config: RunConfig) -> tuple[RunConfig, Task]:
@@ -95,100 +69,126 @@ def train(
     Raises:
         Diverged: a tensor stopped being finite; the last good checkpoint is kept.
         Interrupted: the user stopped the run; it can be resumed.
+        ConfigError, UnknownName: the configuration is not accepted; no run folder is made.
         RunExists, RunLocked, StoreFull: from the store.
     """
     config, task = resolve(config)
-    run = _open_run(config, store, name, resume)
-    if resume and run.status().state == "done":
+    device = usable_device(config.train.device)
+    run = _stored_run(config, store, name) if resume else None
+    if run is not None and run.status().state == "done":
         return run
-    with run.writer() as writer, _threads(config.train.threads), torch.random.fork_rng(), stop_flag() as stop:
-        try:
-            started = resume and bool(run.checkpoints(rolling=True))
-            loop = _build(config, task, store, writer, run if started else None)
-            _run_loop(loop, writer, progress, stop)
-        except Interrupted:
-            writer.status(state="interrupted", message="stopped by the user; resume with --resume")
-            raise
-        except Diverged as error:
-            writer.status(state="diverged", message=str(error))
-            raise
-        except (StoreError, ConfigError) as error:
-            _record_failure(writer, str(error))
-            raise
+    with reproducible(device, config.train.threads), stop_flag() as stop:
+        begun = run is not None and bool(run.checkpoints(rolling=True))
+        loop, source = _build(config, task, device, None if begun or not config.init else store.run(config.init))
+        run = run or store.create(name, config)
+        with run.writer() as writer:
+            try:
+                _start(loop, run, writer, source, progress)
+                _run_loop(loop, writer, progress, stop)
+            except Interrupted:
+                writer.status(state="interrupted", message="stopped by the user; resume with --resume")
+                raise
+            except Diverged as error:
+                writer.status(state="diverged", message=str(error))
+                raise
+            except InterpError as error:
+                _record_failure(writer, error)
+                raise
     return run
 
 
-def _record_failure(writer: RunWriter, message: str) -> None:
+def _record_failure(writer: RunWriter, error: InterpError) -> None:
     """Mark the run failed; on a full disk even that may be impossible, and the first error is the one to show."""
     try:
-        writer.status(state="failed", message=message)
+        writer.status(state="failed", message=str(error))
     except StoreError as second:
-        raise StoreError(f"{message} (and the status could not be written: {second})") from None
+        error.args = (f"{error} (and the status could not be written: {second})",)
 
 
-def _open_run(config: RunConfig, store: Store, name: str, resume: bool) -> Run:
-    """The run folder to write to: a new one, or the existing one with an equal configuration."""
-    if not resume:
-        return store.create(name, config)
+def _stored_run(config: RunConfig, store: Store, name: str) -> Run:
+    """The existing run of that name, which must have been made with an equal configuration."""
     run = store.run(name)
-    stored = run.config
-    if stored.hash() != config.hash():
-        old, new = stored.model_dump(mode="json"), config.model_dump(mode="json")
-        keys = [key for key in new if new[key] != old.get(key)]
-        raise ConfigError(f"run {name!r}: cannot resume with another configuration; these sections differ: {keys}")
+    if run.config.hash() != config.hash():
+        old, new = _flat(run.config.model_dump(mode="json")), _flat(config.model_dump(mode="json"))
+        keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+        raise ConfigError(
+            f"run {name!r}: cannot resume with another configuration; these keys differ: {', '.join(keys)}; "
+            "put them back, or train under another name"
+        )
     return run
 
 
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Use `count` CPU threads inside the block: results depend on the number, so it is fixed and recorded."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def _flat(values: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """Nested settings by dotted key."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{above}{key}.") if isinstance(value, dict) else {above + key: value}
+    return flat
 
 
-def _build(config: RunConfig, task: Task, store: Store, writer: RunWriter, resumed: Run | None) -> Loop:
-    """Model, optimiser, data and random streams, fresh or from the newest verified checkpoint."""
-    device = torch.device(config.train.device)
+def _build(
+    config: RunConfig, task: Task, device: torch.device, source: Run | None
+) -> tuple[Loop, dict[str, Any] | None]:
+    """Model, optimiser, data and random streams at step 0; with a source run, its weights and what came from it."""
     torch.manual_seed(generator(config.seed, "dropout").initial_seed() % 2**63)
     model = Transformer(config.model, seed=generator(config.seed, "init").initial_seed() % 2**63)
-    if resumed is None:
-        writer.truncate_metrics(-1)  # a run that died before its first checkpoint starts over
-    if config.init and resumed is None:
-        source, source_task, _ = load_model(store.run(config.init))
-        report = warm_start(model, task, source, source_task)
-        writer.event({"step": 0, "event": "warm start", "from": config.init, **report.summary()})
+    event = None
+    if source is not None:
+        source_model, source_task, checkpoint = load_model(source)
+        report: WarmStart = warm_start(model, task, source_model, source_task)
+        origin = {"from": source.name, "from_step": checkpoint.step, "from_checkpoint": checkpoint.hash}
+        event = {"step": 0, "event": "warm start", **origin, **report.summary()}
     model = model.to(device)
+    optimizer = build_optimizer(model, config.train)
     split = task.split(config.seed, config.data)
     trackers = [point.load() for point in sorted(entry_points(group="interp.trackers"), key=lambda p: p.name)]
-    optimizer = build_optimizer(model, config.train)
-    loop = Loop(config, task, split, model, optimizer, generator(config.seed, "batches"), trackers)
-    previous = resumed.environment() if resumed else {}
-    current = environment(config.train.device, config.train.threads)
-    writer.environment(current)
-    if resumed is not None:
-        _restore(loop, resumed, writer)
-        changed = sorted(key for key in current if previous and previous.get(key) != current[key])
-        if changed:
-            writer.event({"step": loop.step, "event": "environment changed", "keys": changed})
-    return loop
+    return Loop(config, task, device, split, model, optimizer, generator(config.seed, "batches"), trackers), event
+
+
+def _start(
+    loop: Loop,
+    run: Run,
+    writer: RunWriter,
+    warm: dict[str, Any] | None,
+    progress: Callable[[Progress], None] | None,
+) -> None:
+    """Clear what a run that died before its first checkpoint left, or go on from the newest verified checkpoint."""
+    before, now = run.environment(), environment(loop.config.train.device, loop.config.train.threads)
+    resumed = bool(run.checkpoints(rolling=True))
+    if resumed:
+        _restore(loop, run, writer)
+    else:
+        writer.truncate_metrics(-1)
+        if warm is not None:
+            writer.event(warm)
+    writer.environment(now)
+    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    if resumed and before and changed:
+        writer.event({"step": loop.step, "event": "environment changed", "keys": changed})
+        if progress:
+            keys = ", ".join(changed)
+            progress(_progress(loop, 0.0, f"environment changed ({keys}): not bit-equal to an uninterrupted run"))
 
 
 def _restore(loop: Loop, run: Run, writer: RunWriter) -> None:
-    """Continue from the newest verified checkpoint and drop what was logged after it."""
+    """Continue from the newest verified checkpoint and drop what was logged after it.
+
+    Raises:
+        CheckpointError: if none verifies or it was not made by a training.
+    """
     checkpoint, skipped = run.latest_verified()
+    state = checkpoint.state
+    missing = sorted({*_state(loop)} - state.keys()) or sorted({"rng.batches"} - checkpoint.optim.keys())
+    if missing:
+        raise CheckpointError(f"{run.name} step {checkpoint.step}: {missing[0]} is missing; training cannot go on")
     load_weights(loop.model, checkpoint, run.name)
     restore_optimizer(loop.model, loop.optimizer, checkpoint.optim)
-    state = checkpoint.state
     loop.step, loop.solved_in_a_row = checkpoint.step, state["solved_in_a_row"]
     loop.accuracy = {int(length): value for length, value in state["accuracy"].items()}
     loop.scores, loop.saved_scores = state["scores"], state["saved_scores"]
     loop.loss = state["loss"] if state["loss"] is not None else float("nan")
     loop.batches.set_state(checkpoint.optim["rng.batches"])
-    torch.set_rng_state(checkpoint.optim["rng.torch"])
+    restore_random_state(loop.device, checkpoint.optim)
     writer.truncate_metrics(loop.step)
     writer.event({"step": loop.step, "event": "resumed", "skipped": [path.name for path in skipped]})
 
@@ -219,40 +219,6 @@ def load_model(run: Run, step: int | None = None) -> tuple[Transformer, Task, Ch
     return model.eval(), task, checkpoint
 
 
-def draw_batch(loop: Loop) -> tuple[Int[Tensor, "batch pos"], int]:
-    """Training sequences of one length, drawn uniformly over lengths, then over that length's sequences."""
-    lengths = [length for length, tokens in loop.split.train.items() if len(tokens)]
-    length = lengths[int(torch.randint(len(lengths), (), generator=loop.batches))]
-    pool = loop.split.train[length]
-    rows = torch.randint(len(pool), (loop.config.train.batch_size,), generator=loop.batches)
-    return pool[rows].to(loop.config.train.device), length
-
-
-def update(loop: Loop) -> None:
-    """One optimiser step on one batch.
-
-    Raises:
-        Diverged: before the weights change, if the loss or a gradient is not finite.
-    """
-    settings = loop.config.train
-    tokens, length = draw_batch(loop)
-    scored = loop.task.target_mask(length, settings.loss).nonzero().squeeze(1)
-    for group in loop.optimizer.param_groups:
-        group["lr"] = learning_rate(settings, loop.step)
-    logits = loop.model(tokens)[:, scored]  # batch scored d_vocab
-    loss = F.cross_entropy(logits.flatten(0, 1), tokens[:, scored + 1].flatten())
-    loop.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    parameters = [p for p in loop.model.parameters() if p.grad is not None]
-    norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip or float("inf"))
-    if not all_finite(loss.detach(), norm):
-        where = first_bad_tensor(loop.model, tokens)
-        raise Diverged(f"step {loop.step}: {where} is not finite; lower train.lr or set train.clip, then --resume")
-    loop.optimizer.step()
-    loop.step += 1
-    loop.loss = loss.item()
-
-
 def _run_loop(
     loop: Loop, writer: RunWriter, progress: Callable[[Progress], None] | None, stop: threading.Event
 ) -> None:
@@ -262,7 +228,7 @@ def _run_loop(
     started = saved = shown = time.monotonic()
     writer.status(state="running", step=loop.step, message="")
     held_out = _evaluation_sequences(loop)
-    if loop.step == 0:
+    if not writer.run.checkpoints(rolling=True):
         _evaluate(loop, writer, held_out, planned)
         _save(loop, writer)
     loop.model.train()
@@ -282,7 +248,8 @@ def _run_loop(
         if progress and (now - shown > 1.0 or loop.finished or extra):
             progress(_progress(loop, now - started))
             shown = now
-    _finish(loop, writer)
+    lowest = _final_score(loop, writer)
+    writer.status(state="done", step=loop.step, message=f"lowest held-out sequence accuracy {lowest:.3f}")
     if progress:
         progress(_progress(loop, time.monotonic() - started, "done"))
 
@@ -294,8 +261,8 @@ def _progress(loop: Loop, seconds: float, message: str = "") -> Progress:
 
 def _evaluation_sequences(loop: Loop) -> dict[int, Tensor]:
     """The same few held-out sequences of every length for each evaluation."""
-    device, count = loop.config.train.device, loop.config.train.eval_sequences
-    return {length: tokens[:count].to(device) for length, tokens in loop.split.test.items() if len(tokens)}
+    count = loop.config.train.eval_sequences
+    return {length: tokens[:count].to(loop.device) for length, tokens in loop.split.test.items() if len(tokens)}
 
 
 def _evaluate(loop: Loop, writer: RunWriter, held_out: dict[int, Tensor], planned: set[int]) -> list[str]:
@@ -318,6 +285,7 @@ def _evaluate(loop: Loop, writer: RunWriter, held_out: dict[int, Tensor], planne
         row |= {"lr": learning_rate(settings, loop.step), "accuracy": _by_length(scores, "sequence")}
         row |= {"step_accuracy": _by_length(scores, "step"), "margin": _by_length(scores, "margin")}
         row |= {"test_loss": _by_length(scores, "loss")}
+        _require_finite(loop, held_out, row["test_loss"] | row["margin"])
         if loop.step % settings.eval_every == 0:
             solved = bool(loop.accuracy) and min(loop.accuracy.values()) >= settings.stop_accuracy
             loop.solved_in_a_row = loop.solved_in_a_row + 1 if solved else 0
@@ -325,11 +293,20 @@ def _evaluate(loop: Loop, writer: RunWriter, held_out: dict[int, Tensor], planne
         loop.scores = {}
         for tracker in loop.trackers:
             loop.scores |= tracker(loop.model, loop.task, held_out)
+        _require_finite(loop, held_out, loop.scores)
         row["scores"] = loop.scores
     writer.metric(row)
     loop.model.train()
     solved = ["solved"] if accuracy_due and loop.solved_in_a_row else []
     return moved(loop.saved_scores, _followed(loop), settings.track_move) + solved
+
+
+def _require_finite(loop: Loop, held_out: dict[int, Tensor], numbers: dict[str, float]) -> None:
+    """Raise Diverged if an evaluation found a number that is not finite: the weights are not worth keeping."""
+    bad = [name for name, value in numbers.items() if not math.isfinite(value)]
+    if bad:
+        activations = (bad_activation(loop.model, tokens) for tokens in held_out.values())
+        raise diverged(loop, bad_parameter(loop.model) or next(filter(None, activations), f"evaluation {bad[0]}"))
 
 
 def _followed(loop: Loop) -> dict[str, float]:
@@ -343,13 +320,9 @@ def _by_length(scores: dict[int, LengthScore], what: str) -> dict[str, float]:
     return {str(length): getattr(score, what) for length, score in scores.items()}
 
 
-def _save(loop: Loop, writer: RunWriter, rolling: bool = False) -> None:
-    """Commit a checkpoint that holds everything needed to go on bit-exactly."""
-    loop.saved_scores = loop.saved_scores if rolling else _followed(loop)
-    model = {name: value.detach().cpu().clone() for name, value in loop.model.state_dict().items()}
-    optim = {name: value.cpu() for name, value in optimizer_tensors(loop.model, loop.optimizer).items()}
-    optim |= {"rng.batches": loop.batches.get_state(), "rng.torch": torch.get_rng_state()}
-    state = {
+def _state(loop: Loop) -> dict[str, Any]:
+    """What a checkpoint keeps beside tensors."""
+    return {
         "config_hash": loop.config.hash(),
         "solved_in_a_row": loop.solved_in_a_row,
         "accuracy": {str(length): value for length, value in loop.accuracy.items()},
@@ -357,20 +330,39 @@ def _save(loop: Loop, writer: RunWriter, rolling: bool = False) -> None:
         "saved_scores": loop.saved_scores,
         "loss": loop.loss if loop.step else None,
     }
-    writer.save(loop.step, model=model, optim=optim, state=state, rolling=rolling)
+
+
+def _save(loop: Loop, writer: RunWriter, rolling: bool = False) -> None:
+    """Commit a checkpoint that holds everything needed to go on bit-exactly.
+
+    The last one follows the final scores, so that these are durable before the run can be found finished.
+
+    Raises:
+        Diverged: instead of keeping weights that are not finite.
+    """
+    if bad := bad_parameter(loop.model):
+        raise diverged(loop, bad)
+    if loop.finished:
+        _final_score(loop, writer)
+    loop.saved_scores = loop.saved_scores if rolling else _followed(loop)
+    model = {name: value.detach().cpu().clone() for name, value in loop.model.state_dict().items()}
+    optim = {name: value.cpu() for name, value in optimizer_tensors(loop.model, loop.optimizer).items()}
+    optim |= {"rng.batches": loop.batches.get_state(), **random_state(loop.device)}
+    writer.save(loop.step, model=model, optim=optim, state=_state(loop), rolling=rolling)
     writer.status(step=loop.step)
 
 
-def _finish(loop: Loop, writer: RunWriter) -> None:
-    """Score all held-out sequences, teacher-forced and free-running, and close the run."""
-    device = loop.config.train.device
-    everything = {length: tokens.to(device) for length, tokens in loop.split.test.items()}
-    scores = score_lengths(loop.model, loop.task, everything, free=True)
-    final = {
-        str(length): {"n": s.n, "sequence": s.sequence, "step": s.step, "free_step": s.free_step, "margin": s.margin}
-        for length, s in scores.items()
-    }
-    final_row = {"step": loop.step, "final": final, "duplicates": {str(k): v for k, v in loop.split.duplicates.items()}}
-    writer.metric(final_row)
-    lowest = min((score.sequence for score in scores.values()), default=float("nan"))
-    writer.status(state="done", step=loop.step, message=f"lowest held-out sequence accuracy {lowest:.3f}")
+def _final_score(loop: Loop, writer: RunWriter) -> float:
+    """Lowest accuracy over lengths on all held-out sequences, from the log or measured and logged now.
+
+    Single steps are scored free-running too.
+    """
+    logged = [row["final"] for row in writer.run.metrics() if "final" in row]
+    if not logged:
+        everything = {length: tokens.to(loop.device) for length, tokens in loop.split.test.items()}
+        scores = score_lengths(loop.model, loop.task, everything, free=True)
+        fields = ("n", "sequence", "step", "free_step", "margin")
+        logged = [{str(length): {key: getattr(s, key) for key in fields} for length, s in scores.items()}]
+        duplicates = {str(length): count for length, count in loop.split.duplicates.items()}
+        writer.metric({"step": loop.step, "final": logged[0], "duplicates": duplicates})
+    return min((score["sequence"] for score in logged[0].values()), default=float("nan"))
