@@ -67,7 +67,7 @@ def preset() -> RunConfig:
         task_params=PolynomialParams().model_dump(mode="json"),
         data=DataConfig(per_length=2048, train_share=0.5),
         model=ModelConfig(n_layers=2, n_heads=1, d_model=32, embed_norm=True, dropout=0.2),
-        train=TrainConfig(steps=14_000, batch_size=32, lr=2e-3, clip=1.0, warmup=100),
+        train=TrainConfig(steps=20_000, batch_size=32, lr=2e-3, clip=1.0, warmup=100),
     )
 
 
