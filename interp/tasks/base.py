@@ -1,7 +1,7 @@
 """The types every task speaks: vocabulary, split, batch, intervention pairs and the `Task` protocol."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Int
 from pydantic import BaseModel
@@ -99,6 +99,7 @@ class PairBatch:
         return self.swap_answer != self.clean_answer
 
 
+@runtime_checkable
 class Task(Protocol):
     """A controlled task with a known algorithm. Lengths are numbers of inputs."""
 

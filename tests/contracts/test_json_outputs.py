@@ -6,6 +6,7 @@ import re
 import jsonschema
 import pytest
 
+from circuits.outputs import OUTPUTS as CIRCUIT_OUTPUTS
 from interp.cli import main
 from interp.schemas import OUTPUTS, DoctorOutput, json_schema
 
@@ -142,7 +143,7 @@ def test_runs_are_removed_together_or_not_at_all(capsys, tmp_path):
 
 def test_every_kind_of_output_is_documented_with_its_keys(root):
     page = (root / "docs" / "reference" / "json.md").read_text()
-    for kind, model in OUTPUTS.items():
+    for kind, model in (OUTPUTS | CIRCUIT_OUTPUTS).items():
         section = page.split(f"## `{kind}`", 1)
         assert len(section) == 2, f"docs/reference/json.md has no section `{kind}`"
         body = section[1].split("\n## ", 1)[0]
