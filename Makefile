@@ -66,7 +66,7 @@ format: $(STAMP)  ## rewrite the files as ruff formats them
 	$(BIN)/ruff format .
 
 $(DOCS): $(STAMP)
-	@echo "Installing Sphinx, MyST and Furo (about 15 MB)"
+	@echo "Installing Sphinx, MyST and Furo (about 20 MB)"
 	$(PIP) install --progress-bar off -q "$(TORCH)" -e ".[dev,docs]"
 	@touch $(DOCS)
 
