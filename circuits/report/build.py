@@ -38,7 +38,6 @@ RULES = {
     "clock": "from each state position (t >= 1) to EoI, which tells t",
     "reading": "from state t to input t+1",
 }
-CARRIES = {"clock": "the step t", "reading": "the input x_{t+1}"}
 NAMED = ("iteration head", "candidate")
 PATTERN_BUDGET = 2_000_000  # bytes of attention patterns in one report
 
@@ -64,7 +63,7 @@ def build_report(
     lengths = sorted(length for length, tokens in split.items() if len(tokens))
     return sealed(
         CircuitReport(
-            claim=detection.headline,
+            claim=claim(detection),
             verdict=detection.verdict,
             subject=_subject(run, detection, model, task, split[lengths[min(3, len(lengths) - 1)]]),
             circuit=_circuit(detection),
@@ -80,6 +79,23 @@ def build_report(
             attention=_attention(run, model, task, split, lengths),
         )
     )
+
+
+def claim(detection: Detection) -> str:
+    """The claim in one sentence, without the numbers that stand below it."""
+    heads = detection.heads
+    match detection.verdict:
+        case "iteration head":
+            return (
+                f"{heads['clock']} and {heads['reading']} form an iteration head: {heads['clock']} tells the step, "
+                f"{heads['reading']} fetches the next input, and both are needed."
+            )
+        case "candidate":
+            return (
+                f"{heads['clock']} and {heads['reading']} attend like an iteration head, but interventions do not "
+                "confirm it."
+            )
+    return detection.headline.split(";")[0].rstrip(".").split(" (p")[0] + "."
 
 
 def rebuild(path: Path, report: CircuitReport, tell: Tell | None = None) -> CircuitReport:
@@ -167,6 +183,7 @@ def _drawing(detection: Detection, task: Task, split: dict[int, torch.Tensor]) -
     names = ["", *(f"x{i + 1}" for i in range(4)), "", *(f"s{i + 1}" for i in range(4))]
     names += [""] * (layout.n_pos - len(names))
     keys = {"clock": layout.eoi, "reading": layout.inputs[t]}
+    carries = {"clock": f"step t = {t}", "reading": f"input x{t + 1}"}
     moves = [
         DrawnMove(
             component=head,
@@ -174,13 +191,13 @@ def _drawing(detection: Detection, task: Task, split: dict[int, torch.Tensor]) -
             layer=int(head[1 : head.index(".")]),
             query=query,
             key=keys[role],
-            carries=CARRIES[role],
+            carries=carries[role],
         )
         for role, head in detection.heads.items()
     ]
     text = task.vocabulary.names(tokens)
     return CircuitDrawing(
-        tokens=text, query=query, answer=text[query + 1], moves=moves, names=names, mlp="MLP: s_3 from s_2 and x_3"
+        tokens=text, query=query, answer=text[query + 1], moves=moves, names=names, mlp=f"s{t + 1} = f(s{t}, x{t + 1})"
     )
 
 
