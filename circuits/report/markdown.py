@@ -17,7 +17,7 @@ def render_markdown(report: CircuitReport) -> str:
     """The whole report as Markdown text; equal reports give equal text."""
     blocks = [
         f"# {escaped(report.claim)}",
-        f"**Verdict: {report.verdict}.** {summary.VERDICT_MEANS[report.verdict]}",
+        f"**Verdict: {summary.verdict_label(report)}.** {summary.VERDICT_MEANS[report.verdict]}",
         _key_numbers(report),
         _subject(report),
         *_section("What is missing", bullets(report.detection.missing)),

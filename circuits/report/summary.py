@@ -18,6 +18,7 @@ VERDICT_TONE = {
     "not solved": "bad",
     "none": "bad",
 }
+VERDICT_LABEL = {"none": "no iteration head"}
 VERDICT_MEANS = {
     "iteration head": "Statistic, null and causal checks all passed.",
     "candidate": "The attention pattern is there; no causal check has passed.",
@@ -101,6 +102,11 @@ def grouped_checks(checks: Sequence[CausalCheck]) -> list[list[CausalCheck]]:
     return [sorted(group, key=lambda check: (check.role != "clock", check.role)) for group in groups.values()]
 
 
+def verdict_label(report: CircuitReport) -> str:
+    """The verdict as it is shown."""
+    return VERDICT_LABEL.get(report.verdict, report.verdict)
+
+
 def outcome(passed: bool | None, tested: bool = True) -> str:
     """`passed`, `failed` or `not tested`."""
     if passed is None or not tested:
@@ -149,7 +155,9 @@ def intervals_sentence(report: CircuitReport) -> str:
     """How the intervals of this report were made."""
     methods = {check.effect.method for check in report.detection.causal}
     methods |= {row.effect.method for row in report.circuit} | {one.sequence.method for one in report.detection.lengths}
-    named = ", ".join(sorted(PROPER.get(method, method) for method in methods)) or "none given"
+    if not methods:
+        return "This report holds no interval: nothing was measured on held-out sequences."
+    named = ", ".join(sorted(PROPER.get(method, method) for method in methods))
     return f"Intervals are 95 % intervals ({named}); n counts independent units."
 
 
