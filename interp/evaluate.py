@@ -79,7 +79,7 @@ class LengthScore:
 
 
 def score_lengths(
-    model: HookedModel, task: Task, sequences: dict[int, Int[Tensor, "sequence pos"]], *, free: bool = False
+    model: HookedModel, task: Task, sequences: dict[int, Int[Tensor, "_sequence _pos"]], *, free: bool = False
 ) -> dict[int, LengthScore]:
     """Score every length that has sequences.
 

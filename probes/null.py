@@ -14,7 +14,7 @@ from interp.model import Transformer
 GAINS = (1.0, 10.0, 30.0, 100.0)
 
 # Patterns of stacked twins by length -> one scanned maximum per twin.
-Scan = Callable[[dict[int, Float[Tensor, "twin layer batch head q_pos k_pos"]]], Float[Tensor, "twin *cell"]]
+Scan = Callable[[dict[int, Float[Tensor, "_twin layer _batch head _q_pos _k_pos"]]], Float[Tensor, "twin *cell"]]
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def twin_patterns(
 
 def null_scan(
     cfg: ModelConfig,
-    sequences: dict[int, Int[Tensor, "batch pos"]],
+    sequences: dict[int, Int[Tensor, "_batch _pos"]],
     scan: Scan,
     *,
     n: int,

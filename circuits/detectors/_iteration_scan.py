@@ -21,7 +21,7 @@ SCAN_LENGTHS = 6
 SCAN_SEQUENCES = 8
 ROLES = ("reading", "clock")
 
-Sequences = dict[int, Int[Tensor, "sequence pos"]]
+Sequences = dict[int, Int[Tensor, "_sequence _pos"]]
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def scan_sequences(task: Task, sequences: Sequences) -> Sequences:
     return {length: sequences[length][:SCAN_SEQUENCES] for length in lengths}
 
 
-def cells(task: Task, patterns: dict[int, Float[Tensor, "twin layer batch head q_pos k_pos"]]) -> Cells:
+def cells(task: Task, patterns: dict[int, Float[Tensor, "_twin layer _batch head _q_pos _k_pos"]]) -> Cells:
     """Average the mass of each head, role and offset over sequences, targets and lengths.
 
     Averaging over lengths asks a head to hold its diagonal at every length. The reading diagonal moves with the

@@ -65,8 +65,8 @@ class Split:
     `duplicates[length]` counts the draws that repeated a sequence and were counted once.
     """
 
-    train: dict[int, Int[Tensor, "sequence pos"]]
-    test: dict[int, Int[Tensor, "sequence pos"]]
+    train: dict[int, Int[Tensor, "_sequence _pos"]]
+    test: dict[int, Int[Tensor, "_sequence _pos"]]
     duplicates: dict[int, int]
 
 

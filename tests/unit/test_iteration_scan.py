@@ -1,0 +1,108 @@
+"""Statistic and family-wise null of the iteration-head detector on patterns worked out by hand."""
+
+import pytest
+import torch
+
+from circuits.detectors._iteration_scan import (
+    OFFSETS,
+    cells,
+    family_p,
+    label,
+    parse_label,
+    scan_sequences,
+    scanned_maxima,
+    summarise_null,
+)
+from interp.registry import load
+from probes.null import NullScan
+
+ZERO = OFFSETS.index(0)
+
+
+@pytest.fixture(scope="module")
+def task():
+    return load("task", "parity").build(load("task", "parity").params(max_length=5))
+
+
+def pattern(task, length: int, layers: int = 2, heads: int = 2) -> torch.Tensor:
+    """Attention on position 0 everywhere: [twin=1, layer, batch=3, head, q_pos, k_pos]."""
+    n_pos = task.layout(length).n_pos
+    found = torch.zeros(1, layers, 3, heads, n_pos, n_pos)
+    found[..., 0] = 1
+    return found
+
+
+def attend(found: torch.Tensor, layer: int, head: int, pairs: list[tuple[int, int]], mass: float = 1.0) -> None:
+    """Move `mass` of the listed queries of one head from position 0 to their keys."""
+    for query, key in pairs:
+        found[:, layer, :, head, query] = 0
+        found[:, layer, :, head, query, 0] += 1 - mass
+        found[:, layer, :, head, query, key] += mass
+
+
+def test_mass_on_the_reading_diagonal_is_found_at_its_head_and_offset(task):
+    patterns = {length: pattern(task, length) for length in (4, 5)}
+    for length, found in patterns.items():
+        attend(found, 1, 1, [(q, k + 1) for q, k in task.attention_targets(length)["reading"]], 0.75)
+    reading = cells(task, patterns).reading[0]
+    assert reading[1, 1, ZERO + 1] == pytest.approx(0.75)
+    assert reading[1, 1, ZERO] == 0
+    assert reading[0].max() == reading[1, 0].max()
+
+
+def test_a_diagonal_held_at_one_length_only_scores_half(task):
+    patterns = {length: pattern(task, length) for length in (4, 5)}
+    attend(patterns[4], 1, 0, task.attention_targets(4)["reading"])
+    assert cells(task, patterns).reading[0, 1, 0, ZERO] == pytest.approx(0.5)
+
+
+def test_the_joint_statistic_needs_the_clock_in_an_earlier_layer(task):
+    def joint(clock_layer: int, reading_layer: int) -> float:
+        patterns = {4: pattern(task, 4)}
+        attend(patterns[4], clock_layer, 0, task.attention_targets(4)["clock"], 0.8)
+        attend(patterns[4], reading_layer, 1, task.attention_targets(4)["reading"], 0.9)
+        return float(cells(task, patterns).joint[0, ..., ZERO, ZERO].max())
+
+    assert joint(0, 1) == pytest.approx(0.8)
+    assert joint(1, 0) == 0
+    assert joint(1, 1) == 0
+
+
+def test_the_summary_names_the_pair_and_counts_exceedances(task):
+    patterns = {4: pattern(task, 4)}
+    attend(patterns[4], 0, 1, task.attention_targets(4)["clock"], 0.6)
+    attend(patterns[4], 1, 0, task.attention_targets(4)["reading"], 0.9)
+    null = NullScan(torch.tensor([[0.1, 0.1, 0.1], [0.95, 0.2, 0.2], [0.9, 0.6, 0.7]]), torch.tensor([1.0, 10.0, 10.0]))
+    by_role = {row.role: row for row in summarise_null(cells(task, patterns), null, 1)}
+    assert by_role["joint"].component == "L0.H1+L1.H0"
+    assert by_role["reading"].exceedances == 2
+    assert by_role["joint"].exceedances == 1
+    assert by_role["joint"].p_value == pytest.approx(2 / 4)
+    assert by_role["joint"].smallest_p == pytest.approx(1 / 4)
+    assert by_role["joint"].n_sharp == 2
+
+
+def test_p_over_several_checkpoints_is_the_chance_of_any_of_them():
+    maxima = torch.arange(99) / 100
+    assert family_p(2.0, maxima, 1) == (pytest.approx(0.01), 0)
+    assert family_p(2.0, maxima, 10)[0] == pytest.approx(1 - 0.99**10)
+
+
+def test_maxima_run_over_heads_and_offsets(task):
+    patterns = {4: pattern(task, 4)}
+    attend(patterns[4], 0, 0, [(q, k - 1) for q, k in task.attention_targets(4)["reading"] if k > 1], 0.7)
+    reading, _, joint = scanned_maxima(cells(task, patterns))[0].tolist()
+    assert reading >= 0.7
+    assert joint == 0 or joint <= reading
+
+
+def test_the_probe_set_is_at_most_six_lengths_of_eight_sequences_from_four_up():
+    task = load("task", "parity").build(load("task", "parity").params(max_length=16))
+    sequences = {n: torch.zeros(20, task.layout(n).n_pos, dtype=torch.long) for n in task.lengths}
+    probe = scan_sequences(task, sequences)
+    assert list(probe) == [4, 6, 9, 11, 14, 16]
+    assert {len(tokens) for tokens in probe.values()} == {8}
+
+
+def test_labels_go_out_and_in():
+    assert parse_label(label(3, 11)) == (3, 11)
