@@ -163,14 +163,14 @@ def _causal(report: CircuitReport) -> str:
 def _null(report: CircuitReport) -> str:
     rows = [
         [
-            row.role,
+            name,
             decimal(row.observed),
             escaped(row.component),
             decimal(row.quantile_95),
             f"{row.exceedances} of {count(row.n)}",
             f"{probability(row.p_value)} (smallest possible {probability(row.smallest_p)})",
         ]
-        for row in report.detection.null
+        for name, row in summary.null_rows(report)
     ]
     return table(["Role", "Observed", "Head", "Null, 95 % quantile", "Null models reaching it", "p"], rows)
 

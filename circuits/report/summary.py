@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from circuits.detectors.base import CausalCheck, LengthAccuracy, Statistic
+from circuits.detectors.base import CausalCheck, LengthAccuracy, NullSummary, Statistic
 from circuits.report.numbers import bounds, count, decimal, probability, sample
 from circuits.report.schema import CircuitReport
 
@@ -71,7 +71,7 @@ def _accuracy(lengths: Sequence[LengthAccuracy]) -> KeyNumber:
     label = "Held-out sequence accuracy, lowest length"
     if not lengths:
         return KeyNumber(label, "not tested", "", "no held-out sequences")
-    low = min(lengths, key=lambda one: (one.sequence.value, one.length))
+    low = min(lengths, key=lambda one: (one.sequence.value, -one.length))
     detail = f"length {low.length}, lowest of {len(lengths)}; {sample(low.n)}"
     return KeyNumber(label, decimal(low.sequence.value), bounds(low.sequence), detail)
 
@@ -90,8 +90,9 @@ def _null(report: CircuitReport) -> KeyNumber:
 
 
 def formula(words: str) -> Markup:
-    """Escaped text in which s_t and x_{t+1} have true subscripts; d_model stays as it is."""
-    return Markup(SYMBOL.sub(lambda found: f"{found[1]}<sub>{found[2] or found[3]}</sub>", str(escape(words))))
+    """Escaped text in which s_t and x_{t+1} have true subscripts and >= its sign; d_model stays as it is."""
+    safe = str(escape(words)).replace("&gt;=", "\u2265").replace("&lt;=", "\u2264")
+    return Markup(SYMBOL.sub(lambda found: f"{found[1]}<sub>{found[2] or found[3]}</sub>", safe))
 
 
 def grouped_checks(checks: Sequence[CausalCheck]) -> list[list[CausalCheck]]:
@@ -105,6 +106,13 @@ def grouped_checks(checks: Sequence[CausalCheck]) -> list[list[CausalCheck]]:
 def verdict_label(report: CircuitReport) -> str:
     """The verdict as it is shown."""
     return VERDICT_LABEL.get(report.verdict, report.verdict)
+
+
+def null_rows(report: CircuitReport) -> list[tuple[str, NullSummary]]:
+    """Rows of the null with the name of what they are about: both heads together first."""
+    order = {"joint": (0, "both heads"), "clock": (1, "clock"), "reading": (2, "reading")}
+    rows = sorted(report.detection.null, key=lambda row: order[row.role][0])
+    return [(order[row.role][1], row) for row in rows]
 
 
 def outcome(passed: bool | None, tested: bool = True) -> str:
@@ -138,6 +146,8 @@ def emergence_sentence(report: CircuitReport) -> str:
     if emergence is None:
         return "Emergence over training was not measured for this report."
     total = f"{len(emergence.points)} checkpoints were examined"
+    if emergence.emerged is None and emergence.note:
+        return f"{total}."
     if emergence.emerged is None:
         return f"{total}; no three consecutive checkpoints pass, so nothing is said to have emerged."
     words = f"{total}. The first of three consecutive passes is at step {count(emergence.emerged)}"

@@ -108,6 +108,18 @@ def test_key_numbers_of_an_empty_report_say_not_tested():
     assert [key.value for key in summary.key_numbers(empty_report())] == ["not tested"] * 4
 
 
+def test_among_equal_accuracies_the_longest_length_is_named():
+    found = solved_report().detection
+    equal = [one.model_copy(update={"sequence": share(1.0, one.n)}) for one in found.lengths]
+    report = solved_report(detection=found.model_copy(update={"lengths": equal}))
+    assert summary.key_numbers(report)[2].detail.startswith("length 16, lowest of 16")
+
+
+def test_the_null_of_both_heads_comes_first_and_gives_the_key_number():
+    assert [name for name, _ in summary.null_rows(solved_report())] == ["both heads", "clock", "reading"]
+    assert summary.key_numbers(solved_report())[3].label == "Family-wise p, both heads together"
+
+
 def test_every_table_has_a_caption_and_column_heads():
     page = render_html(sealed(many_heads_report()))
     tables = re.findall(r"<table.*?</table>", page, re.DOTALL)
@@ -162,7 +174,8 @@ def test_checks_of_one_rule_stand_together_clock_first():
 @pytest.mark.parametrize(
     ("words", "shown"),
     [("from s_t to x_{t+1}", "from s<sub>t</sub> to x<sub>t+1</sub>"), ("d_model 32", "d_model 32"),
-     ("<b>s_t", "&lt;b&gt;s<sub>t</sub>"), ("binary_copy", "binary_copy"), ("s_{<}", "s_{&lt;}")],
+     ("low >= 0.9", "low \u2265 0.9"), ("<b>s_t", "&lt;b&gt;s<sub>t</sub>"),
+     ("binary_copy", "binary_copy"), ("s_{<}", "s_{&lt;}")],
 )  # fmt: skip
 def test_formulas_get_subscripts_and_names_do_not(words, shown):
     assert summary.formula(words) == shown

@@ -65,7 +65,7 @@ const AttnDraw = (() => {
   function layout(room, queries, keys) {
     const longest = (tokens) => Math.min(7, Math.max(...tokens.map((t) => t.length), 1));
     const left = 28 + 7 * longest(queries);
-    const cell = clamp(Math.floor((room - left - 8) / keys.length), 2, 22);
+    const cell = clamp(Math.floor((room - left - 8) / keys.length), 2, 32);
     return { cell, left, top: 4, bottom: 28 + 7 * longest(keys), ratio: window.devicePixelRatio || 1 };
   }
 
