@@ -53,7 +53,7 @@ def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensor
     """Put stored `optim.*` tensors back.
 
     Raises:
-        CheckpointError: if a stored slot belongs to no trained parameter.
+        CheckpointError: if a stored slot belongs to no trained parameter or has another shape.
     """
     state: dict[Any, dict[str, Tensor]] = {}
     by_name = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -64,6 +64,8 @@ def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensor
         if name not in by_name:
             raise CheckpointError(f"optim.safetensors: {key} belongs to no trained parameter of this model")
         target = by_name[name]
+        if value.shape not in (target.shape, ()):
+            raise CheckpointError(f"optim.safetensors: {key} is {list(value.shape)}, not {list(target.shape)}")
         keep_device = slot == "step" and target.device.type == "cpu"
         state.setdefault(target, {})[slot] = value.clone() if keep_device else value.to(target.device).clone()
     for parameter, slots in state.items():

@@ -50,6 +50,6 @@ def environment(device: str, threads: int) -> dict[str, Any]:
         "packages": {name: package_version(name) for name in PACKAGES},
         "device": torch.cuda.get_device_name(torch.device(device)) if on_gpu else device,
         "threads": threads,
-        "dtype": "float32",
+        "dtype": str(torch.get_default_dtype()).removeprefix("torch."),
         "tf32": bool(torch.backends.cuda.matmul.allow_tf32),
     }

@@ -11,6 +11,7 @@ from interp.model import Transformer
 from interp.tasks.base import Task
 
 ROWS = {"embed.W_E": 0, "unembed.W_U": 1, "unembed.b_U": 0}  # parameter -> its vocabulary axis
+POSITIONS = "pos_embed.W_pos"
 
 
 @dataclass(frozen=True)
@@ -37,30 +38,28 @@ def warm_start(model: Transformer, task: Task, source: Transformer, source_task:
     """Copy every weight of `source` into `model`; token rows by name, position rows by position.
 
     Raises:
-        ConfigError: if the two models differ in more than vocabulary and context length.
+        ConfigError: if the two models differ in more than vocabulary and context length; nothing is copied then.
     """
     shared = [name for name in task.vocabulary.tokens if name in source_task.vocabulary.ids]
     to_rows = torch.tensor([task.vocabulary.id(name) for name in shared])
     from_rows = torch.tensor([source_task.vocabulary.id(name) for name in shared])
-    own, other = model.state_dict(), source.state_dict()
+    own, other = model.state_dict(), source.state_dict()  # state_dict gives the parameters' own memory
     if own.keys() != other.keys():
         raise ConfigError(f"--init: the models have different parameters, for example {min(own.keys() ^ other.keys())}")
+    for name, target in own.items():
+        free_axis = 0 if name == POSITIONS else ROWS.get(name)
+        _require_same(name, target, other[name], free_axis)
     positions = (0, 0)
     for name, target in own.items():
         value = other[name].to(target.dtype)
         if name in ROWS:
-            axis = ROWS[name]
-            _require_same(name, target, value, axis)
-            target.index_copy_(axis, to_rows, value.index_select(axis, from_rows))
-        elif name == "pos_embed.W_pos":
-            _require_same(name, target, value, 0)
+            target.index_copy_(ROWS[name], to_rows, value.index_select(ROWS[name], from_rows))
+        elif name == POSITIONS:
             count = min(len(target), len(value))
             target[:count] = value[:count]
             positions = (count, len(target) - count)
         else:
-            _require_same(name, target, value, None)
             target.copy_(value)
-    model.load_state_dict(own)
     fresh = tuple(name for name in task.vocabulary.tokens if name not in source_task.vocabulary.ids)
     return WarmStart(tuple(shared), fresh, *positions)
 
