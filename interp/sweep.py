@@ -2,9 +2,10 @@
 
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from interp.train import Progress
 
 SOLVED = 0.99
-ENDED = frozenset({"done", "diverged"})
+STOPS_ALL = (Interrupted, UsageError, StoreError)
 
 
 @dataclass(frozen=True)
@@ -68,24 +69,29 @@ def attempt(request: Request) -> TrainedItem:
     """
     try:
         return run_one(request)
-    except (Interrupted, UsageError, StoreError):
+    except STOPS_ALL:
         raise
     except InterpError as error:
-        seed = RunConfig.model_validate(request.config).seed
-        try:
-            state, step = (status := Store(Path(request.store)).run(request.name).status()).state, status.step
-        except InterpError:
-            state, step = "failed", 0
-        return TrainedItem(
-            name=request.name,
-            seed=seed,
-            state=state,
-            step=step,
-            accuracy=None,
-            solved=False,
-            cpu_seconds=0.0,
-            message=str(error),
-        )
+        return failed_item(request, str(error))
+
+
+def failed_item(request: Request, message: str) -> TrainedItem:
+    """The item of a training that ended with an error."""
+    try:
+        status = Store(Path(request.store)).run(request.name).status()
+        state, step = status.state, status.step
+    except InterpError:
+        state, step = "failed", 0
+    return TrainedItem(
+        name=request.name,
+        seed=request.config["seed"],
+        state="failed" if state == "running" else state,
+        step=step,
+        accuracy=None,
+        solved=False,
+        cpu_seconds=0.0,
+        message=message,
+    )
 
 
 def sweep(requests: Sequence[Request], jobs: int) -> Iterator[TrainedItem]:
@@ -100,16 +106,75 @@ def sweep(requests: Sequence[Request], jobs: int) -> Iterator[TrainedItem]:
     if jobs == 1:
         yield from map(attempt, requests)
         return
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        futures = [pool.submit(attempt, request) for request in requests]
+    waiting: list[Request] = list(reversed(requests))
+    running: dict[Child, Request] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                request = waiting.pop()
+                running[_start(request)] = request
+            for child in _ready(running):
+                yield child.result(running.pop(child))
+    except KeyboardInterrupt:
+        raise Interrupted("stopped; run the same command with --resume to go on") from None
+    finally:
+        for child in running:
+            child.stop()
+
+
+@dataclass(frozen=True)
+class Child:
+    """A process that trains one run, and the pipe on which it answers."""
+
+    process: BaseProcess
+    answers: Connection
+
+    def result(self, request: Request) -> TrainedItem:
+        """What the process sent, or what its silent end means.
+
+        Raises:
+            Interrupted, UsageError, StoreError: as they were raised there.
+        """
         try:
-            for future in as_completed(futures):
-                yield future.result()
-        except (KeyboardInterrupt, InterpError) as error:
-            pool.shutdown(wait=True, cancel_futures=True)
-            if isinstance(error, KeyboardInterrupt):
-                raise Interrupted("stopped; run the same command with --resume to go on") from None
-            raise
+            kind, value = self.answers.recv()
+        except EOFError:
+            self.process.join()
+            return failed_item(request, f"its process ended without an answer (exit code {self.process.exitcode})")
+        self.process.join()
+        if kind == "item":
+            return TrainedItem.model_validate(value)
+        raise {error.__name__: error for error in STOPS_ALL}[kind](value)
+
+    def stop(self) -> None:
+        """Ask the training to stop; it saves a checkpoint first and stays resumable."""
+        self.process.terminate()
+        self.process.join()
+
+
+def _start(request: Request) -> Child:
+    fresh = multiprocessing.get_context("spawn")
+    answers, their_end = fresh.Pipe(duplex=False)
+    process = fresh.Process(target=_answer, args=(request, their_end), daemon=True)
+    process.start()
+    their_end.close()
+    return Child(process, answers)
+
+
+def _ready(running: Iterable[Child]) -> list[Child]:
+    """Those that have answered or ended; waits for the first."""
+    by_pipe = {child.answers: child for child in running}
+    return [by_pipe[pipe] for pipe in wait(list(by_pipe))]
+
+
+def _answer(request: Request, answers: Connection) -> None:
+    """In the new process: train, then send the item, or the kind and text of the error that stops every seed."""
+    try:
+        answers.send(("item", attempt(request).model_dump(mode="json")))
+    except STOPS_ALL as error:
+        kind = next(kind for kind in STOPS_ALL if isinstance(error, kind))
+        answers.send((kind.__name__, str(error)))
+    except KeyboardInterrupt:
+        answers.send((Interrupted.__name__, "stopped before the training began"))
 
 
 def share(k: int, n: int, method: Literal["wilson", "clopper-pearson"] = "wilson") -> Share:

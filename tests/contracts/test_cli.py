@@ -12,6 +12,7 @@ import typer
 from interp.cli import main, mounted, report
 from interp.config import RunConfig
 from interp.errors import ConfigError, Diverged, Interrupted, StoreError, UsageError
+from interp.run import Store
 from interp.run_config import assemble, parse_seeds
 from interp.sweep import share
 
@@ -140,20 +141,38 @@ def test_output_into_a_closed_pipe_ends_without_a_traceback():
     assert "Exception ignored" not in done.stderr
 
 
-def test_ctrl_c_exits_130_without_a_traceback(tmp_path):
+def interrupted(store, more: tuple[str, ...], names: tuple[str, ...]) -> tuple[int, str]:
+    """Exit code and stderr of an endless training that gets Ctrl-C once each named run has trained 64 steps."""
     settings = ("train.steps=1000000", "data.per_length=16", "train.stop_accuracy=1.0", "task_params.max_length=3")
-    line = ["train", "parity", "--store", str(tmp_path), *(f"--set={setting}" for setting in settings)]
+    line = ["train", "parity", "--store", str(store), *more, *(f"--set={setting}" for setting in settings)]
     child = subprocess.Popen([sys.executable, "-m", "interp", *line], stderr=subprocess.PIPE, text=True)
-    training = tmp_path / "parity-s0" / "checkpoints" / "step-00000064"
-    while not training.exists():
+    trained = [store / name / "checkpoints" / "step-00000064" for name in names]
+    while not all(path.exists() for path in trained):
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(timeout=0.05)
             break
     child.send_signal(signal.SIGINT)
-    _, err = child.communicate(timeout=60)
-    assert child.returncode == 130, err
+    _, err = child.communicate(timeout=120)
+    return child.returncode, err
+
+
+def test_ctrl_c_exits_130_without_a_traceback(tmp_path):
+    code, err = interrupted(tmp_path, (), ("parity-s0",))
+    assert code == 130, err
     assert "Traceback" not in err
     assert err.rstrip().splitlines()[-1].startswith("error: stopped at step")
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_every_run_of_a_sweep_resumable(tmp_path):
+    code, err = interrupted(tmp_path, ("--seeds", "0-3", "--jobs", "2"), ("parity-s0", "parity-s1"))
+    assert code == 130, err
+    assert "Traceback" not in err
+    store = Store(tmp_path)
+    assert [(name, store.run(name).status().state) for name in store.names()] == [
+        ("parity-s0", "interrupted"),
+        ("parity-s1", "interrupted"),
+    ]
 
 
 def test_colour_is_off_when_asked_and_in_pipes(python):

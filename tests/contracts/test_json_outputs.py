@@ -89,6 +89,7 @@ def test_two_processes_train_what_one_does(capsys, tmp_path):
     alone = output(capsys, [*line, "--store", str(tmp_path / "one")], "sweep")
     shared = output(capsys, [*line, "--store", str(tmp_path / "two"), "--jobs", "2"], "sweep")
     kept = ("name", "seed", "state", "step", "accuracy", "solved")
+    assert [run["seed"] for run in shared["runs"]] == [0, 1]
     assert [[run[key] for key in kept] for run in alone["runs"]] == [
         [run[key] for key in kept] for run in shared["runs"]
     ]
