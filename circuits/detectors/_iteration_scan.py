@@ -171,7 +171,8 @@ def _scan_text(role: str, found: Cells, checkpoints: int) -> str:
     """What the maximum runs over, in words."""
     heads = found.clock.shape[1] * found.clock.shape[2]
     what = f"{heads} heads" if role != "joint" else "pairs of a clock head and a later reading head"
-    return f"{what} x {len(OFFSETS)} key offsets x {checkpoints} checkpoint(s), mass averaged over lengths"
+    saved = "1 checkpoint" if checkpoints == 1 else f"{checkpoints} checkpoints"
+    return f"{what} x {len(OFFSETS)} key offsets x {saved}, mass averaged over lengths"
 
 
 def interval(estimate: Estimate) -> Interval:

@@ -57,7 +57,7 @@ from circuits.detectors._iteration_scan import (
     test_lengths,
 )
 from circuits.detectors._iteration_verdict import attends, decide, headline, limits, statistic_pair
-from circuits.detectors.base import CausalCheck, Detection, LengthAccuracy
+from circuits.detectors.base import CausalCheck, Detection, LengthAccuracy, NullSummary, Statistic
 from interp.errors import DetectorError
 from interp.evaluate import free_running, teacher_forced
 from interp.hooks import HookedModel
@@ -122,7 +122,6 @@ class IterationHead:
         options: Options | None = None,
         null: NullScan | None = None,
         causal_if_attending: bool = False,
-        progress: Callable[[str], None] | None = None,
     ) -> Detection:
         """Scan one model on held-out sequences by length.
 
@@ -132,67 +131,71 @@ class IterationHead:
         Raises:
             DetectorError: if the task has no iteration circuit to look for, or no held-out length of 4 or more.
         """
+        started = time.process_time()
         origin, options = origin or Origin(), options or Options()
         _require_applicable(task, sequences)
-        tell = progress or (lambda stage: None)
-        clock = _StopWatch()
-        stream = generator(options.seed, "iteration head", origin.run, origin.step)
-        tell("accuracy")
-        lengths = accuracy_table(model, task, sequences, options, stream)
-        clock.lap("accuracy")
-        tell("null")
         null = null or self.null(model, task, sequences, options)
-        clock.lap("null")
-        tell("statistic")
-        found = model_cells(model, task, scan_sequences(task, sequences))
-        summary = summarise_null(found, null, options.checkpoints)
-        rows = statistics(model, task, {n: s[: options.per_length] for n, s in sequences.items()}, stream)
-        clock.lap("statistic")
-        tell("causal checks")
+        stream = generator(options.seed, "iteration head", origin.run, origin.step)
         setting = Setting(model, task, sequences, options.per_step, options.per_length, stream)
-        wanted = options.causal and not (causal_if_attending and not attends(summary))
-        pair = best_pair(setting, found) if wanted else None
-        checks = causal_checks(setting, pair) if pair else []
-        clock.lap("causal")
-        outcome = decide(summary, checks, lengths, chance_step_accuracy(task, sequences))
+        found = _gather(setting, options, null, causal_if_attending)
+        outcome = decide(found.summary, found.checks, found.lengths, chance_step_accuracy(task, sequences))
         carried = carriers(setting) if outcome.verdict == "solved without the textbook head" else []
-        clock.lap("carriers")
-        rejected = rejected_checks(setting, found, null, pair) if pair else []
-        heads = {"clock": label(*pair[0]), "reading": label(*pair[1])} if pair else statistic_pair(summary)
-        named = outcome.verdict in ("iteration head", "candidate")
+        heads = found.heads
         return Detection(
             detector=self.name,
             **vars(origin),
             seed=options.seed,
             options=asdict(options),
             verdict=outcome.verdict,
-            headline=headline(outcome, heads, summary, checks, carried),
-            heads=heads if named else {},
+            headline=headline(outcome, heads, found.summary, found.checks, carried),
+            heads=heads if outcome.verdict in ("iteration head", "candidate") else {},
             solved=outcome.solved,
-            lengths=lengths,
-            statistics=rows,
-            null=summary,
-            causal=checks + rejected,
+            lengths=found.lengths,
+            statistics=found.rows,
+            null=found.summary,
+            causal=found.checks + found.rejected,
             carriers=carried,
             missing=outcome.missing,
             limits=limits(model, sequences),
-            timing=clock.laps,
+            timing={"detection": round(time.process_time() - started, 2)},
         )
 
 
+@dataclass(frozen=True)
+class _Evidence:
+    """Everything measured before the verdict; `rejected` are heads that only look right."""
+
+    lengths: list[LengthAccuracy]
+    rows: list[Statistic]
+    summary: list[NullSummary]
+    pair: tuple[Head, Head] | None
+    checks: list[CausalCheck]
+    rejected: list[CausalCheck]
+
+    @property
+    def heads(self) -> dict[str, str]:
+        """Role -> head: the causally tested pair, or the one with the most attention."""
+        if self.pair is None:
+            return statistic_pair(self.summary)
+        return {"clock": label(*self.pair[0]), "reading": label(*self.pair[1])}
+
+
+def _gather(setting: Setting, options: Options, null: NullScan, causal_if_attending: bool) -> _Evidence:
+    """Accuracy, statistic, null and causal checks of one model."""
+    model, task, sequences = setting.model, setting.task, setting.sequences
+    lengths = accuracy_table(model, task, sequences, options, setting.generator)
+    found = model_cells(model, task, scan_sequences(task, sequences))
+    summary = summarise_null(found, null, options.checkpoints)
+    few = {length: tokens[: options.per_length] for length, tokens in sequences.items()}
+    rows = statistics(model, task, few, setting.generator)
+    wanted = options.causal and not (causal_if_attending and not attends(summary))
+    pair = best_pair(setting, found) if wanted else None
+    checks = causal_checks(setting, pair) if pair else []
+    rejected = rejected_checks(setting, found, null, pair) if pair else []
+    return _Evidence(lengths, rows, summary, pair, checks, rejected)
+
+
 DETECTOR = IterationHead()
-
-
-class _StopWatch:
-    """CPU seconds between laps."""
-
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._last = time.process_time()
-
-    def lap(self, name: str) -> None:
-        now = time.process_time()
-        self.laps[name], self._last = round(now - self._last, 3), now
 
 
 def _require_applicable(task: Task, sequences: Sequences) -> None:

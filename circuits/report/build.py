@@ -57,7 +57,7 @@ def build_report(
     """
     options = options or Options()
     found = found or detect_run(run, step=step, every_checkpoint=True, options=options, tell=tell)
-    detection = found.detection.model_copy(update={"timing": {}})
+    detection = found.detection
     model, task, _ = load_model(run, detection.step)
     split = task.split(run.config.seed, run.config.data).test
     lengths = sorted(length for length, tokens in split.items() if len(tokens))
@@ -119,7 +119,8 @@ def rebuild(path: Path, report: CircuitReport, tell: Tell | None = None) -> Circ
 def _subject(run: Run, detection: Detection, model: Transformer, task: Task, tokens: torch.Tensor) -> Subject:
     """What was examined, in sentences."""
     cfg, settings, status = model.cfg, run.config.train, run.status()
-    shape = f"{cfg.n_layers} layers, {cfg.n_heads} head(s) each, d_model {cfg.d_model}, d_head {cfg.head_width}"
+    heads = "1 head" if cfg.n_heads == 1 else f"{cfg.n_heads} heads"
+    shape = f"{cfg.n_layers} layers of {heads}, d_model {cfg.d_model}, d_head {cfg.head_width}"
     mlp = "attention only" if cfg.attn_only else f"{cfg.activation} MLP of {cfg.mlp_width}"
     norm = f"{cfg.norm} norm" + (" also after the embedding" if cfg.embed_norm else "")
     return Subject(
@@ -130,7 +131,7 @@ def _subject(run: Run, detection: Detection, model: Transformer, task: Task, tok
         example=task.vocabulary.names(tokens[0]),
         model=f"{shape}, {mlp}, {norm}, {cfg.positions} positions, {cfg.residual} residual stream",
         parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
-        training=f"{status.step} steps of batch {settings.batch_size}, {settings.optimizer} at {settings.lr:g}; "
+        training=f"{status.step:,} steps of batch {settings.batch_size}, {settings.optimizer} at {settings.lr:g}; "
         f"{status.state}: {status.message}",
     )
 
@@ -213,25 +214,15 @@ def _controls(detection: Detection) -> list[Control]:
             f"(smallest possible {joint.smallest_p:.3g}, level {ALPHA})",
         )
     ]
-    for check in detection.causal:
-        if check.control is not None:
-            verdict = "differs from the effect" if check.passed else "does not separate from the effect"
-            found.append(
-                Control(
-                    name=f"{check.name}, {check.role} head {check.component}",
-                    description=check.control_name,
-                    result=check.control,
-                    outcome=verdict,
-                )
+    impossible = [c for c in detection.causal if c.name == "interchange" and c.control is None]
+    if impossible and impossible[0].component in detection.heads.values():
+        found.append(
+            Control(
+                name="random other heads",
+                description="the same interchange on heads that are not part of the circuit",
+                outcome="not possible: the model has no other head",
             )
-        elif check.name in ("interchange", "mean ablation") and check.component in detection.heads.values():
-            found.append(
-                Control(
-                    name=f"{check.name}, {check.role} head {check.component}",
-                    description="random other head",
-                    outcome="not possible: the model has no other head",
-                )
-            )
+        )
     return found
 
 
@@ -266,14 +257,18 @@ def _reason(check: CausalCheck) -> str:
 
 
 def _curve(run: Run) -> list[CurvePoint]:
-    """Loss and accuracy at four lengths for every evaluation."""
+    """Held-out loss, averaged over lengths, and accuracy at four lengths for every evaluation."""
     rows = [row for row in run.metrics() if "accuracy" in row]
     if not rows:
         return []
     lengths = sorted(int(length) for length in rows[0]["accuracy"])
     chosen = sorted({lengths[round(place * (len(lengths) - 1) / 3)] for place in range(4)})
     return [
-        CurvePoint(step=row["step"], loss=row["loss"], accuracy={n: row["accuracy"][str(n)] for n in chosen})
+        CurvePoint(
+            step=row["step"],
+            loss=sum(row["test_loss"].values()) / len(row["test_loss"]),
+            accuracy={n: row["accuracy"][str(n)] for n in chosen},
+        )
         for row in rows
     ]
 
@@ -283,7 +278,7 @@ def _attention(
 ) -> AttentionEvidence | None:
     """Patterns of the first held-out sequence of a short, a middle and the longest length at every checkpoint."""
     long = [length for length in lengths if length >= 4] or lengths
-    chosen = sorted({long[0], long[len(long) // 2], long[-1]})
+    chosen = sorted({long[0], long[len(long) // 2], long[-1]}, reverse=True)
     refs = run.checkpoints()
     cost = model.cfg.n_layers * model.cfg.n_heads * sum(task.layout(n).n_pos ** 2 for n in chosen)
     keep = max(2, min(len(refs), PATTERN_BUDGET // cost))
@@ -306,7 +301,7 @@ def _attention(
         for length in chosen
     ]
     thinned = "" if len(places) == len(refs) else f", {len(places)} of {len(refs)} checkpoints evenly chosen"
-    rule = f"the first held-out sequence, in the order of the split, of lengths {chosen}{thinned}"
+    rule = f"the first held-out sequence, in the order of the split, of lengths {', '.join(map(str, chosen))}{thinned}"
     return AttentionEvidence(
         rule=rule, n_layers=model.cfg.n_layers, n_heads=model.cfg.n_heads, steps=steps, examples=examples
     )

@@ -90,7 +90,7 @@ def _accuracy(curve: Sequence[CurvePoint]) -> tuple[str, list[Series], float, fl
 def _loss(curve: Sequence[CurvePoint]) -> tuple[str, list[Series], float, float]:
     points = [(point.step, point.loss) for point in curve if point.loss is not None]
     ceiling = nice_ceiling(max((loss for _, loss in points), default=1.0))
-    series = [Series("training loss", "plain", "none", points)] if points else []
+    series = [Series("held-out loss", "plain", "none", points)] if points else []
     return "Loss (nats per prediction)", series, 72.0, ceiling
 
 
