@@ -13,12 +13,13 @@ from interp.hooks import HookedModel
 class Patch:
     """Replace the activation at `hook_name`, at `position` and (for per-head activations) `head`, by `value`.
 
-    `value` has the shape of the replaced slice: [batch, d_head] for a head, [batch, d_model] for the residual stream.
+    `value` has the shape of the replaced slice: [batch, d_head] for a head, [batch, d_model] for the residual stream,
+    with an axis of positions after the batch where `position` is a slice.
     """
 
     hook_name: str
-    position: int
-    value: Float[Tensor, "batch width"]
+    position: int | slice
+    value: Float[Tensor, "batch *width"]
     head: int | None = None
 
 

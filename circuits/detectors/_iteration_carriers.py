@@ -1,6 +1,8 @@
-"""What carries the input token in a solved model without the textbook reading head, found by intervention."""
+"""What carries the input and the step in a solved model without the textbook pair of heads, found by intervention."""
 
 from circuits.detectors._iteration_checks import (
+    INTERCHANGE_BAR,
+    ROLE_FAMILY,
     Head,
     Setting,
     edit_offset,
@@ -8,62 +10,94 @@ from circuits.detectors._iteration_checks import (
     pair_batches,
     share_interval,
 )
-from circuits.detectors._iteration_scan import interval, label
-from circuits.detectors.base import Carrier
+from circuits.detectors._iteration_scan import OFFSETS, Cells, interval, label
+from circuits.detectors.base import Carrier, Interval
+from interp.tasks.base import PairBatch
 from probes.intervals import mean
 
 CARRIER_BAR = 0.1  # interchange accuracy below this (chance is about 1/modulus) is not listed
 OFFSET_RANGE = range(-4, 5)
 TOP_OFFSETS = 4
+BROUGHT = {"reading": "input", "clock": "step"}
 
 
-def carriers(setting: Setting) -> list[Carrier]:
-    """Heads whose output carries x_{t+1}, strongest first, then the key offsets the strongest one depends on."""
+def carriers(setting: Setting, found: Cells) -> list[Carrier]:
+    """Heads whose output carries the input, and the step: alone, in groups, or through earlier positions.
+
+    The strongest comes first within each role, the input before the step; then the key offsets that the strongest
+    carrier of the input depends on.
+    """
+    listed: list[Carrier] = []
+    single: dict[str, dict[Head, Interval]] = {}
+    for role in ("reading", "clock"):
+        batches = list(pair_batches(setting, ROLE_FAMILY[role]))
+        single[role] = {
+            head: share_interval(interchange(setting, [head], batches).swapped) for head in heads_of(setting)
+        }
+        rows = [
+            Carrier(
+                component=label(*head), description=f"carries the {BROUGHT[role]} at the query, alone", effect=effect
+            )
+            for head, effect in single[role].items()
+            if effect.value > CARRIER_BAR
+        ]
+        rows += groups(setting, role, batches, single[role], found)
+        if role == "reading" and all(row.effect.low < INTERCHANGE_BAR for row in rows):
+            rows += through_earlier_positions(setting, batches, single[role])
+        listed += sorted(rows, key=lambda carrier: -carrier.effect.value)
+    strongest = max(single["reading"], key=lambda head: single["reading"][head].value)
+    return listed + key_offsets(setting, strongest)
+
+
+def heads_of(setting: Setting) -> list[Head]:
+    """Every head of the model, layer by layer."""
     cfg = setting.model.cfg
-    heads = [(layer, head) for layer in range(cfg.n_layers) for head in range(cfg.n_heads)]
-    batches = list(pair_batches(setting, "input"))
-    found = []
-    single = {}
-    for head in heads:
-        hits = interchange(setting, [head], batches)
-        single[head] = share_interval(hits.swapped)
-        if single[head].value > CARRIER_BAR:
-            text = "output at the query carries the input: answers that follow the donor's input when it is swapped"
-            found.append(Carrier(component=label(*head), description=text, effect=single[head]))
-    if cfg.n_heads > 1:
-        found += _layers(setting, batches, single)
-    found += _everywhere(setting, heads, batches, single)
-    found.sort(key=lambda carrier: -carrier.effect.value)
-    strongest = max(single, key=lambda head: single[head].value)
-    return found + key_offsets(setting, strongest)
+    return [(layer, head) for layer in range(cfg.n_layers) for head in range(cfg.n_heads)]
 
 
-def _layers(setting: Setting, batches: list, single: dict[Head, object]) -> list[Carrier]:
-    """All heads of one layer together, where they carry more than the best of them alone."""
-    found = []
+def groups(
+    setting: Setting, role: str, batches: list[PairBatch], single: dict[Head, Interval], found: Cells
+) -> list[Carrier]:
+    """The smallest group of heads of one layer, taken by attention on the target, that carries the role together.
+
+    A layer whose best head suffices alone, or whose heads do not suffice all together, has no group.
+    """
+    mass = getattr(found, role)[0, ..., OFFSETS.index(0)]
+    rows = []
     for layer in range(setting.model.cfg.n_layers):
         heads = [head for head in single if head[0] == layer]
-        together = share_interval(interchange(setting, heads, batches).swapped)
-        if together.low > max(single[head].high for head in heads):
-            text = "all heads of the layer together carry more of the input than the best one alone"
-            found.append(Carrier(component=f"L{layer}.H*", description=text, effect=together))
-    return found
+        if len(heads) < 2 or max(single[head].low for head in heads) >= INTERCHANGE_BAR:
+            continue
+        if share_interval(interchange(setting, heads, batches).swapped).low < INTERCHANGE_BAR:
+            continue
+        ranked = sorted(heads, key=lambda head: -float(mass[head]))
+        for size in range(2, len(heads) + 1):
+            together = share_interval(interchange(setting, ranked[:size], batches).swapped)
+            if together.low >= INTERCHANGE_BAR:
+                names = "+".join(label(*head) for head in sorted(ranked[:size]))
+                share = ", ".join(f"{float(mass[head]):.2f}" for head in sorted(ranked[:size]))
+                text = f"carry the {BROUGHT[role]} together; attention on its target {share}"
+                rows.append(Carrier(component=names, description=text, effect=together))
+                break
+    return rows
 
 
-def _everywhere(setting: Setting, heads: list[Head], batches: list, single: dict[Head, object]) -> list[Carrier]:
-    """Heads that carry the input only when patched at every position: the input is fetched before the query."""
-    found = []
-    for head in heads:
+def through_earlier_positions(
+    setting: Setting, batches: list[PairBatch], single: dict[Head, Interval]
+) -> list[Carrier]:
+    """Heads that carry the input only when patched at every position: it is fetched before the query."""
+    rows = []
+    for head, alone in single.items():
         whole = share_interval(interchange(setting, [head], batches, everywhere=True).swapped)
-        if whole.value > CARRIER_BAR and whole.low > single[head].high:
+        if whole.value > CARRIER_BAR and whole.low > alone.high:
             text = "carries the input through earlier positions: patched at every position up to the query"
-            found.append(Carrier(component=label(*head), description=text, effect=whole))
-    return found
+            rows.append(Carrier(component=label(*head), description=text, effect=whole))
+    return rows
 
 
 def key_offsets(setting: Setting, head: Head) -> list[Carrier]:
     """Step accuracy lost when the head cannot read key t+1+offset, for the offsets that matter most."""
-    found = []
+    rows = []
     for offset in OFFSET_RANGE:
         edited = edit_offset(setting, head, offset)
         if edited is None:
@@ -71,6 +105,18 @@ def key_offsets(setting: Setting, head: Head) -> list[Carrier]:
         lost = interval(mean(edited.before - edited.after, setting.generator))
         place = "x_{t+1}" if offset == 0 else f"x_{{t+1{offset:+d}}}"
         text = f"step accuracy lost without key {place} (mean attention there {edited.removed_mass:.2f})"
-        found.append(Carrier(component=label(*head), description=text, effect=lost, offset=offset))
-    found.sort(key=lambda carrier: -carrier.effect.value)
-    return [carrier for carrier in found[:TOP_OFFSETS] if carrier.effect.low > 0]
+        rows.append(Carrier(component=label(*head), description=text, effect=lost, offset=offset))
+    rows.sort(key=lambda carrier: -carrier.effect.value)
+    return [carrier for carrier in rows[:TOP_OFFSETS] if carrier.effect.low > 0]
+
+
+def shared_roles(carried: list[Carrier]) -> dict[str, str]:
+    """Role -> the heads that carry it, where some head or group passes the interchange bar."""
+    roles: dict[str, str] = {}
+    for role, brought in BROUGHT.items():
+        passed = [
+            c for c in carried if c.offset is None and brought in c.description and c.effect.low >= INTERCHANGE_BAR
+        ]
+        if passed:
+            roles[role] = min(passed, key=lambda c: c.component.count("+")).component
+    return roles

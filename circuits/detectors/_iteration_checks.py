@@ -107,12 +107,8 @@ def interchange(setting: Setting, heads: list[Head], batches: list[PairBatch], e
         clean, donor = batch.clean[keep], batch.donor[keep]
         source = record(setting.model, donor, names)
         before = record(setting.model, clean, names)
-        positions = range(batch.query + 1) if everywhere else [batch.query]
-        patches = [
-            Patch(z_name(layer), position, source[z_name(layer)][:, position, head], head)
-            for layer, head in heads
-            for position in positions
-        ]
+        place = slice(0, batch.query + 1) if everywhere else batch.query
+        patches = [Patch(z_name(layer), place, source[z_name(layer)][:, place, head], head) for layer, head in heads]
         prediction = run_patched(setting.model, clean, patches)[:, batch.query].argmax(-1)
         moves += [
             relative_move(before[z_name(la)][:, batch.query, h], source[z_name(la)][:, batch.query, h])
@@ -151,7 +147,7 @@ def interchange_check(setting: Setting, role: str, head: Head, others: list[Head
         metric="share of predictions equal to the oracle's answer for the donor",
         effect=effect,
         control=share_interval(torch.cat([c.swapped for c in controls])) if controls else None,
-        control_name=f"{len(controls)} other head(s), same pairs" if controls else "no other head exists",
+        control_name=f"{len(controls)} other head(s), same pairs" if controls else "fewer than two other heads exist",
         moved=found.moved,
         tested=tested,
         passed=effect.low >= INTERCHANGE_BAR if tested else None,
@@ -322,7 +318,7 @@ def mean_ablation_check(setting: Setting, role: str, head: Head, others: list[He
         metric="step accuracy lost",
         effect=lost,
         control=spared,
-        control_name=f"{len(controls)} other head(s)" if controls else "no other head exists",
+        control_name=f"{len(controls)} other head(s)" if controls else "fewer than two other heads exist",
         moved=hit.moved,
         tested=tested,
         passed=(lost.low > 0 and (spared is None or lost.low > spared.high)) if tested else None,

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from circuits.detectors._iteration_carriers import BROUGHT, shared_roles
 from circuits.detectors._iteration_checks import INTERCHANGE_BAR
 from circuits.detectors._iteration_scan import Sequences
 from circuits.detectors.base import Carrier, CausalCheck, LengthAccuracy, NullSummary, Verdict
@@ -97,13 +98,20 @@ def headline(
             f"Candidate only: {heads['clock']} and {heads['reading']} attend as claimed ({p}), not confirmed causally."
         )
     if outcome.verdict == "solved without the textbook head":
-        by = (
-            f"; {carried[0].component} carries the input ({carried[0].effect.value:.2f} interchange)" if carried else ""
-        )
-        return f"Solved without the textbook iteration head{by}; {p}."
+        return f"Solved without the textbook iteration head{instead(carried)}; {p}."
     if outcome.verdict == "not solved":
         return f"Not solved, and no iteration head ({p})."
     return f"No iteration head ({p})."
+
+
+def instead(carried: list[Carrier]) -> str:
+    """What carries the two roles instead, as far as interventions show it; empty where nothing was looked for."""
+    if not carried:
+        return ""
+    roles = shared_roles(carried)
+    parts = [f"{heads} {'carry' if '+' in heads else 'carries'} the {BROUGHT[r]}" for r, heads in roles.items()]
+    parts += [f"no head or group of heads carries the {BROUGHT[role]}" for role in BROUGHT if role not in roles]
+    return ": " + ", ".join(parts)
 
 
 def limits(model: HookedModel, sequences: Sequences) -> list[str]:
@@ -114,8 +122,8 @@ def limits(model: HookedModel, sequences: Sequences) -> list[str]:
         f"Interchange bar {INTERCHANGE_BAR}, significance level {ALPHA}; solved means {SOLVED:.0%} of the sequences of "
         "every length.",
     ]
-    if cfg.n_layers * cfg.n_heads <= 2:
-        found.append("No random-head control is possible: the model has no heads besides the two tested.")
+    if cfg.n_layers * cfg.n_heads < 4:
+        found.append("No random-head control is possible: it takes at least two heads besides the two tested.")
     small = [length for length, tokens in sequences.items() if len(tokens) < 30]
     if small:
         found.append(f"Lengths {small} have fewer than 30 distinct held-out sequences.")

@@ -18,7 +18,7 @@ for (s_t, x_{t'+1}); both with the lower end of the interval at 0.9 or more. Bes
 hurt more than removing as much mass elsewhere, and keeping only the target key must keep the accuracy.
 
 Known failure: a role shared by several heads of a layer is not an iteration head by this rule, since no single head
-passes the interchange; the layer then shows up among the carriers.
+passes the interchange; the group then stands among the carriers and in the headline.
 
 Source: "Iteration Head: A Mechanistic Study of Chain-of-Thought" (NeurIPS 2024), sections on the circuit and its
 attention metrics; the null, the interchange checks and the verdict are ours.
@@ -139,7 +139,7 @@ class IterationHead:
         setting = Setting(model, task, sequences, options.per_step, options.per_length, stream)
         found = _gather(setting, options, null, causal_if_attending)
         outcome = decide(found.summary, found.checks, found.lengths, chance_step_accuracy(task, sequences))
-        carried = carriers(setting) if outcome.verdict == "solved without the textbook head" else []
+        carried = carriers(setting, found.cells) if outcome.verdict == "solved without the textbook head" else []
         heads = found.heads
         return Detection(
             detector=self.name,
@@ -171,6 +171,7 @@ class _Evidence:
     pair: tuple[Head, Head] | None
     checks: list[CausalCheck]
     rejected: list[CausalCheck]
+    cells: Cells
 
     @property
     def heads(self) -> dict[str, str]:
@@ -192,7 +193,7 @@ def _gather(setting: Setting, options: Options, null: NullScan, causal_if_attend
     pair = best_pair(setting, found) if wanted else None
     checks = causal_checks(setting, pair) if pair else []
     rejected = rejected_checks(setting, found, null, pair) if pair else []
-    return _Evidence(lengths, rows, summary, pair, checks, rejected)
+    return _Evidence(lengths, rows, summary, pair, checks, rejected, found)
 
 
 DETECTOR = IterationHead()
@@ -276,6 +277,7 @@ def causal_checks(setting: Setting, pair: tuple[Head, Head]) -> list[CausalCheck
     clock, reading = pair
     cfg = setting.model.cfg
     others = [(la, h) for la in range(cfg.n_layers) for h in range(cfg.n_heads) if (la, h) not in pair]
+    others = others if len(others) >= 2 else []
     return [
         interchange_check(setting, "reading", reading, others),
         interchange_check(setting, "clock", clock, others),

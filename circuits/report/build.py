@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from circuits.detect import RunDetection, Tell, detect_run
-from circuits.detectors._iteration_verdict import ALPHA
+from circuits.detectors._iteration_verdict import ALPHA, instead
 from circuits.detectors.base import CausalCheck, Detection, Interval
 from circuits.detectors.iteration_head import Options
 from circuits.report.canvas.encode import encode_pattern
@@ -95,6 +95,8 @@ def claim(detection: Detection) -> str:
                 f"{heads['clock']} and {heads['reading']} attend like an iteration head, but interventions do not "
                 "confirm it."
             )
+        case "solved without the textbook head":
+            return f"The model solves the task without the textbook iteration head{instead(detection.carriers)}."
     return detection.headline.split(";")[0].rstrip(".").split(" (p")[0] + "."
 
 
@@ -220,7 +222,7 @@ def _controls(detection: Detection) -> list[Control]:
             Control(
                 name="random other heads",
                 description="the same interchange on heads that are not part of the circuit",
-                outcome="not possible: the model has no other head",
+                outcome="not possible: fewer than two other heads exist",
             )
         )
     return found
