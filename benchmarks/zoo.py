@@ -18,6 +18,7 @@ from interp.config import RunConfig, merged, parse_assignment, validated
 from interp.errors import Diverged
 from interp.registry import load
 from interp.run import Run, Store
+from interp.run_config import warm_base
 from interp.train import train
 
 RESULTS = Path(__file__).parent / "results" / "zoo.json"
@@ -46,8 +47,8 @@ SMALL_POLY = ("train.lr=2e-3", "train.batch_size=32")
 
 RECIPES = (
     Recipe("polynomial-d32", "polynomial", tuple(range(10))),
-    Recipe("parity-from-polynomial", "parity", (0, 1, 2, 3, 4, 5), (*TRANSFER, *SMALL_POLY), init="polynomial-d32"),
-    Recipe("copy-from-polynomial", "binary_copy", (0, 1, 2), (*TRANSFER, *SMALL_POLY), init="polynomial-d32"),
+    Recipe("parity-from-polynomial", "parity", (0, 1, 2, 3, 4, 5), init="polynomial-d32"),
+    Recipe("copy-from-polynomial", "binary_copy", (0, 1, 2), init="polynomial-d32"),
     Recipe("copy-scratch", "binary_copy", (0, 1, 2)),
     Recipe("polynomial-d32-h2", "polynomial", (0, 1), ("model.n_heads=2",)),
     Recipe("polynomial-d64-h4", "polynomial", (0, 1), (*WIDE, "model.n_heads=4")),
@@ -62,12 +63,16 @@ RECIPES = (
     Recipe("polynomial-normed", "polynomial", (0,), ("model.residual=normed", "model.embed_norm=false")),
 )
 
+BY_NAME = {recipe.name: recipe for recipe in RECIPES}
+
 
 def configurations(recipe: Recipe) -> Iterator[tuple[str, RunConfig]]:
     """Run name and configuration for each seed of a recipe."""
-    preset = load("task", recipe.task).preset().model_dump(mode="json")
+    preset = load("task", recipe.task).preset()
+    if recipe.init:
+        preset = warm_base(preset, next(configurations(BY_NAME[recipe.init]))[1])
     for seed in recipe.seeds:
-        values = merged(preset, [parse_assignment(change) for change in recipe.changes])
+        values = merged(preset.model_dump(mode="json"), [parse_assignment(change) for change in recipe.changes])
         values |= {"seed": seed, "init": f"{recipe.init}-s{seed}" if recipe.init else None}
         yield f"{recipe.name}-s{seed}", validated(RunConfig, values, recipe.name)
 

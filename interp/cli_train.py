@@ -26,7 +26,9 @@ def train(
     name: Annotated[str | None, typer.Option(help="Name of the run; TASK-sSEED if not given.")] = None,
     store: Annotated[Path, typer.Option(help="Folder that holds the runs.")] = Path("runs"),
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
-    init: Annotated[str | None, typer.Option(metavar="RUN", help="Start from the weights of this run.")] = None,
+    init: Annotated[
+        str | None, typer.Option(metavar="RUN", help="Start from the weights of this run, in its shape.")
+    ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="With --seeds: processes at a time.")] = 1,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")] = False,
@@ -45,7 +47,7 @@ def train(
     for one in wanted:
         run_name = _run_name(task, name, one, several=seeds is not None)
         going_on = resume and (seeds is None or run_name in opened.names())
-        base = _base(task, opened, run_name, going_on)
+        base = _base(task, opened, run_name, going_on, init)
         config = assemble(base, file=file, assignments=changes, seed=one, init=init)
         if name is None and seeds is None:  # the seed may have come from the file or from --set
             run_name = _run_name(task, None, config.seed, several=False)
@@ -62,13 +64,15 @@ def _run_name(task: str, name: str | None, seed: int | None, *, several: bool) -
     return f"{name or task.replace('_', '-')}-s{seed or 0}"
 
 
-def _base(task: str, store: "Store", name: str, going_on: bool) -> "RunConfig":
-    """The preset of the task, or the stored configuration of the run to continue."""
+def _base(task: str, store: "Store", name: str, going_on: bool, init: str | None) -> "RunConfig":
+    """The preset of the task, in the shape of the starting run if any, or the configuration to continue with."""
     from interp.registry import load
+    from interp.run_config import warm_base
     from interp.tasks.base import preset_of
 
     if not going_on:
-        return preset_of(load("task", task))
+        preset = preset_of(load("task", task))
+        return warm_base(preset, store.run(init).config) if init else preset
     stored = store.run(name).config
     if stored.task != task:
         raise UsageError(f"run {name!r} trains the task {stored.task!r}, not {task!r}")

@@ -10,6 +10,7 @@ from interp.errors import ConfigError, UsageError
 
 SEEDS = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?")
 MOST_SEEDS = 10_000
+WARM_STEPS, WARM_EVALUATION = 2_000, 125
 
 
 def assemble(
@@ -45,6 +46,17 @@ def assemble(
     if config.task != base.task:
         raise ConfigError(f"--set task={config.task}: the task is the first argument ({base.task}); change it there")
     return config
+
+
+def warm_base(preset: RunConfig, source: RunConfig) -> RunConfig:
+    """The preset of a task, with the shape and the optimiser of the run it starts from.
+
+    Weights only fit a model of the same shape, and a short budget is enough: parity starting from a solved polynomial
+    run takes hundreds of steps where it takes thousands from scratch.
+    """
+    model = source.model.model_copy(update={"d_vocab": 0, "n_ctx": 0})
+    brief = {"steps": WARM_STEPS, "eval_every": WARM_EVALUATION, "track_every": WARM_EVALUATION}
+    return preset.model_copy(update={"model": model, "train": source.train.model_copy(update=brief)})
 
 
 def _checked(values: dict[str, Any], where: str) -> dict[str, Any]:
