@@ -14,7 +14,7 @@ Clock head C in an earlier layer than R, for t >= 1:
   kept      C's row forced to EoI: R's most attended key stays t+1
   lost      EoI removed from C's row: R's most attended key leaves t+1
 A head is clear when own, directed or told, and kept are all at 0.8 or more and lost at 0.5 or more; it is possible when
-they reach 0.5 and 0.2 (what a head reports once its key is gone is arbitrary, and so may still be right: hence the
+they reach 0.65 and 0.35 (what a head reports once its key is gone is arbitrary, and so may still be right: hence the
 lower bar for lost). `textbook`: exactly one pair (R, C) is possible, and both are clear. `other`: no pair is possible.
 The rest is `ambiguous`. The margin is the smallest of the shares, lost counted with 0.3 on top.
 """
@@ -37,8 +37,8 @@ from interp.run import Store
 from interp.tasks.base import Task
 from interp.train import load_model
 
-CLEAR, POSSIBLE = 0.8, 0.5  # bars of the score
-LOST_BONUS = 0.3  # puts the bar of `lost` at 0.5 for clear
+CLEAR, POSSIBLE = 0.8, 0.65  # bars of the score; two heads that share a role equally reach 0.5 each
+LOST_BONUS = 0.3  # puts the bars of `lost` at 0.5 and 0.35
 SOLVED = 0.99
 SHORTEST = 4
 LENGTHS, SEQUENCES, SCORED = 5, 16, 1024
@@ -175,6 +175,16 @@ def score(shares: dict[str, float]) -> float:
     return min(min(value + LOST_BONUS, 1.0) if name == "lost" else value for name, value in shares.items())
 
 
+def own_share(model: HookedModel, task: Task, sequences: Sequences, head: Head) -> float:
+    """Share of queries at which the larger half of a head's attention lies on key t+1."""
+    hits = []
+    for length in chosen_lengths(sequences):
+        layout = task.layout(length)
+        _, pattern = run(model, sequences[length][:SEQUENCES], [], head)
+        hits.append((pattern[:, list(layout.queries), list(layout.inputs)] > 0.5).flatten())
+    return share(hits)
+
+
 def steps_with_donors(task: Task, lengths: list[int], g: Generator) -> Iterator[tuple[int, int, int, int]]:
     """(length, t, donor length, t') for every state position that stands at step t' >= 1 in some other length."""
     for length in lengths:
@@ -228,7 +238,11 @@ def label_model(model: HookedModel, task: Task, sequences: Sequences, seed: int 
         return Label("other", lowest_accuracy=accuracy)
     g = generator(seed, "pattern surgery")
     heads = [(layer, head) for layer in range(model.cfg.n_layers) for head in range(model.cfg.n_heads)]
-    readers = {h: reading_shares(model, task, sequences, h, g) for h in heads if h[0] > 0}
+    own = {h: own_share(model, task, sequences, h) for h in heads if h[0] > 0}
+    readers = {
+        h: reading_shares(model, task, sequences, h, g) if share_ >= POSSIBLE else {"own": share_}
+        for h, share_ in own.items()
+    }
     pairs: list[tuple[float, Head, Head]] = []
     clocks: dict[str, dict[str, float]] = {}
     for reader, shares in readers.items():
