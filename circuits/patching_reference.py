@@ -13,12 +13,13 @@ from interp.hooks import HookedModel
 class Patch:
     """Replace the activation at `hook_name`, at `position` and (for per-head activations) `head`, by `value`.
 
-    `value` has the shape of the replaced slice: [batch, d_head] for a head, [batch, d_model] for the residual stream,
-    with an axis of positions after the batch where `position` is a slice.
+    `position` is one place for all rows, a slice of places, or one place per row. `value` has the shape of what is
+    replaced: [batch, d_head] for a head, [batch, d_model] for the residual stream, with an axis of positions after the
+    batch where `position` is a slice.
     """
 
     hook_name: str
-    position: int | slice
+    position: int | slice | Int[Tensor, "batch"]
     value: Float[Tensor, "batch *width"]
     head: int | None = None
 
@@ -57,7 +58,8 @@ def run_patched(
     def replace(patch: Patch):
         def hook(activation: Tensor, hook) -> Tensor:
             changed = activation.clone()
-            slot = (slice(None), patch.position) if patch.head is None else (slice(None), patch.position, patch.head)
+            rows = torch.arange(len(changed)) if isinstance(patch.position, Tensor) else slice(None)
+            slot = (rows, patch.position) if patch.head is None else (rows, patch.position, patch.head)
             changed[slot] = patch.value
             return changed
 

@@ -3,16 +3,17 @@
 from circuits.detectors._iteration_checks import (
     INTERCHANGE_BAR,
     ROLE_FAMILY,
+    Cases,
     Head,
     Setting,
+    collect_cases,
     edit_offset,
     interchange,
-    pair_batches,
+    interchange_everywhere,
     share_interval,
 )
 from circuits.detectors._iteration_scan import OFFSETS, Cells, interval, label
 from circuits.detectors.base import Carrier, Interval
-from interp.tasks.base import PairBatch
 from probes.intervals import mean
 
 CARRIER_BAR = 0.1  # interchange accuracy below this (chance is about 1/modulus) is not listed
@@ -30,10 +31,8 @@ def carriers(setting: Setting, found: Cells) -> list[Carrier]:
     listed: list[Carrier] = []
     single: dict[str, dict[Head, Interval]] = {}
     for role in ("reading", "clock"):
-        batches = list(pair_batches(setting, ROLE_FAMILY[role]))
-        single[role] = {
-            head: share_interval(interchange(setting, [head], batches).swapped) for head in heads_of(setting)
-        }
+        cases = collect_cases(setting, ROLE_FAMILY[role])
+        single[role] = {head: share_interval(interchange(setting, [head], cases).swapped) for head in heads_of(setting)}
         rows = [
             Carrier(
                 component=label(*head), description=f"carries the {BROUGHT[role]} at the query, alone", effect=effect
@@ -41,9 +40,9 @@ def carriers(setting: Setting, found: Cells) -> list[Carrier]:
             for head, effect in single[role].items()
             if effect.value > CARRIER_BAR
         ]
-        rows += groups(setting, role, batches, single[role], found)
+        rows += groups(setting, role, cases, single[role], found)
         if role == "reading" and all(row.effect.low < INTERCHANGE_BAR for row in rows):
-            rows += through_earlier_positions(setting, batches, single[role])
+            rows += through_earlier_positions(setting, cases, single[role])
         listed += sorted(rows, key=lambda carrier: -carrier.effect.value)
     strongest = max(single["reading"], key=lambda head: single["reading"][head].value)
     return listed + key_offsets(setting, strongest)
@@ -56,7 +55,7 @@ def heads_of(setting: Setting) -> list[Head]:
 
 
 def groups(
-    setting: Setting, role: str, batches: list[PairBatch], single: dict[Head, Interval], found: Cells
+    setting: Setting, role: str, cases: list[Cases], single: dict[Head, Interval], found: Cells
 ) -> list[Carrier]:
     """The smallest group of heads of one layer, taken by attention on the target, that carries the role together.
 
@@ -68,11 +67,11 @@ def groups(
         heads = [head for head in single if head[0] == layer]
         if len(heads) < 2 or max(single[head].low for head in heads) >= INTERCHANGE_BAR:
             continue
-        if share_interval(interchange(setting, heads, batches).swapped).low < INTERCHANGE_BAR:
+        if share_interval(interchange(setting, heads, cases).swapped).low < INTERCHANGE_BAR:
             continue
         ranked = sorted(heads, key=lambda head: -float(mass[head]))
         for size in range(2, len(heads) + 1):
-            together = share_interval(interchange(setting, ranked[:size], batches).swapped)
+            together = share_interval(interchange(setting, ranked[:size], cases).swapped)
             if together.low >= INTERCHANGE_BAR:
                 names = "+".join(label(*head) for head in sorted(ranked[:size]))
                 share = ", ".join(f"{float(mass[head]):.2f}" for head in sorted(ranked[:size]))
@@ -82,13 +81,11 @@ def groups(
     return rows
 
 
-def through_earlier_positions(
-    setting: Setting, batches: list[PairBatch], single: dict[Head, Interval]
-) -> list[Carrier]:
+def through_earlier_positions(setting: Setting, cases: list[Cases], single: dict[Head, Interval]) -> list[Carrier]:
     """Heads that carry the input only when patched at every position: it is fetched before the query."""
     rows = []
     for head, alone in single.items():
-        whole = share_interval(interchange(setting, [head], batches, everywhere=True).swapped)
+        whole = share_interval(interchange_everywhere(setting, head, cases))
         if whole.value > CARRIER_BAR and whole.low > alone.high:
             text = "carries the input through earlier positions: patched at every position up to the query"
             rows.append(Carrier(component=label(*head), description=text, effect=whole))

@@ -81,6 +81,52 @@ def pair_batches(setting: Setting, family: str) -> Iterator[PairBatch]:
 
 
 @dataclass(frozen=True)
+class Cases:
+    """All interchange cases of one clean length: only those whose swapped answer differs from the clean answer.
+
+    `z` and `donor_z` are the outputs of every head at the query of each case, by layer.
+    """
+
+    length: int
+    clean: Int[Tensor, "case pos"]
+    query: Int[Tensor, "case"]
+    clean_answer: Int[Tensor, "case"]
+    swap_answer: Int[Tensor, "case"]
+    z: dict[str, Float[Tensor, "case head d_head"]]
+    donor_z: dict[str, Float[Tensor, "case head d_head"]]
+    donor: list[PairBatch]
+
+
+def collect_cases(setting: Setting, family: str) -> list[Cases]:
+    """Draw the pairs of a family and record both runs once, so that every head is tested on the same cases."""
+    names = [z_name(layer) for layer in range(setting.model.cfg.n_layers)]
+    by_length: dict[int, list[PairBatch]] = {}
+    for batch in pair_batches(setting, family):
+        if batch.differs.any():
+            by_length.setdefault(batch.length, []).append(batch)
+    found = []
+    for length, batches in by_length.items():
+        parts = [(b, record(setting.model, b.donor, names)) for b in batches]
+        clean = torch.cat([b.clean[b.differs] for b in batches])
+        query = torch.cat([torch.full((int(b.differs.sum()),), b.query) for b in batches])
+        rows = torch.arange(len(clean))
+        plain = record(setting.model, clean, names)
+        found.append(
+            Cases(
+                length=length,
+                clean=clean,
+                query=query,
+                clean_answer=torch.cat([b.clean_answer[b.differs] for b in batches]),
+                swap_answer=torch.cat([b.swap_answer[b.differs] for b in batches]),
+                z={name: plain[name][rows, query] for name in names},
+                donor_z={n: torch.cat([seen[n][b.differs, b.query] for b, seen in parts]) for n in names},
+                donor=batches,
+            )
+        )
+    return found
+
+
+@dataclass(frozen=True)
 class Swaps:
     """Outcome of one interchange: which cases became the oracle's swapped answer, and how far z moved."""
 
@@ -90,38 +136,34 @@ class Swaps:
     moved: float
 
 
-def interchange(setting: Setting, heads: list[Head], batches: list[PairBatch], everywhere: bool = False) -> Swaps:
-    """Give `heads` their donor outputs at the query position and read the prediction there.
-
-    Only cases whose swapped answer differs from the clean answer are counted.
-
-    Args:
-        everywhere: patch every position up to the query instead of the query alone.
-    """
-    names = sorted({z_name(layer) for layer, _ in heads})
+def interchange(setting: Setting, heads: list[Head], cases: list[Cases]) -> Swaps:
+    """Give `heads` their donor outputs at the query position and read the prediction there."""
     lengths, swapped, unchanged, moves = [], [], [], []
-    for batch in batches:
-        keep = batch.differs
-        if not keep.any():
-            continue
-        clean, donor = batch.clean[keep], batch.donor[keep]
-        source = record(setting.model, donor, names)
-        before = record(setting.model, clean, names)
-        place = slice(0, batch.query + 1) if everywhere else batch.query
-        patches = [Patch(z_name(layer), place, source[z_name(layer)][:, place, head], head) for layer, head in heads]
-        prediction = run_patched(setting.model, clean, patches)[:, batch.query].argmax(-1)
-        moves += [
-            relative_move(before[z_name(la)][:, batch.query, h], source[z_name(la)][:, batch.query, h])
-            for la, h in heads
-        ]
-        swapped.append(prediction == batch.swap_answer[keep])
-        unchanged.append(prediction == batch.clean_answer[keep])
-        lengths.append(torch.full((int(keep.sum()),), batch.length))
+    for case in cases:
+        patches = [Patch(z_name(la), case.query, case.donor_z[z_name(la)][:, head], head) for la, head in heads]
+        logits = run_patched(setting.model, case.clean, patches)
+        prediction = logits[torch.arange(len(case.clean)), case.query].argmax(-1)
+        moves += [relative_move(case.z[z_name(la)][:, h], case.donor_z[z_name(la)][:, h]) for la, h in heads]
+        swapped.append(prediction == case.swap_answer)
+        unchanged.append(prediction == case.clean_answer)
+        lengths.append(torch.full((len(case.clean),), case.length))
     if not swapped:
         nothing = torch.zeros(0, dtype=torch.bool)
         return Swaps(torch.zeros(0, dtype=torch.long), nothing, nothing, 0.0)
     moved = float(torch.tensor(moves).median())
     return Swaps(torch.cat(lengths), torch.cat(swapped), torch.cat(unchanged), moved)
+
+
+def interchange_everywhere(setting: Setting, head: Head, cases: list[Cases]) -> Bool[Tensor, "case"]:
+    """As `interchange`, with one head patched at every position up to the query."""
+    name, swapped = z_name(head[0]), []
+    for batch in (batch for case in cases for batch in case.donor):
+        keep, place = batch.differs, slice(0, batch.query + 1)
+        source = record(setting.model, batch.donor[keep], [name])[name]
+        patch = Patch(name, place, source[:, place, head[1]], head[1])
+        prediction = run_patched(setting.model, batch.clean[keep], [patch])[:, batch.query].argmax(-1)
+        swapped.append(prediction == batch.swap_answer[keep])
+    return torch.cat(swapped)
 
 
 def share_interval(hits: Bool[Tensor, "case"]) -> Interval:
@@ -132,9 +174,9 @@ def share_interval(hits: Bool[Tensor, "case"]) -> Interval:
 def interchange_check(setting: Setting, role: str, head: Head, others: list[Head]) -> CausalCheck:
     """The headline: with this head's output from a donor, does the answer become the oracle's for the donor?"""
     family = ROLE_FAMILY[role]
-    batches = list(pair_batches(setting, family))
-    found = interchange(setting, [head], batches)
-    controls = [interchange(setting, [other], batches) for other in others[:CONTROL_HEADS]]
+    cases = collect_cases(setting, family)
+    found = interchange(setting, [head], cases)
+    controls = [interchange(setting, [other], cases) for other in others[:CONTROL_HEADS]]
     effect = share_interval(found.swapped)
     tested = found.moved > MOVED_BAR and effect.n > 0
     unchanged = float(found.unchanged.float().mean()) if len(found.unchanged) else float("nan")

@@ -32,14 +32,15 @@ import torch
 
 from circuits.detectors._iteration_carriers import carriers
 from circuits.detectors._iteration_checks import (
+    ROLE_FAMILY,
     Head,
     Setting,
+    collect_cases,
     interchange,
     interchange_check,
     keep_only_check,
     knock_out_check,
     mean_ablation_check,
-    pair_batches,
     share_interval,
 )
 from circuits.detectors._iteration_scan import (
@@ -267,8 +268,9 @@ def best_pair(setting: Setting, found: Cells) -> tuple[Head, Head] | None:
         if len(top) == 1:
             best[role] = top[0]
             continue
-        batches = list(pair_batches(setting, "input" if role == "reading" else "clock"))
-        best[role] = max(top, key=lambda h: share_interval(interchange(setting, [h], batches).swapped).value)
+        cases = collect_cases(setting, ROLE_FAMILY[role])
+        swaps = {head: interchange(setting, [head], cases).swapped for head in top}
+        best[role] = max(top, key=lambda head: share_interval(swaps[head]).value)
     return best["clock"], best["reading"]
 
 
