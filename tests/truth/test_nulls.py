@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from circuits.detectors import iteration_head
 from circuits.detectors._iteration_scan import OFFSETS, build_null, cells, scan_sequences
 from circuits.detectors._iteration_verdict import ALPHA
 from interp.evaluate import teacher_forced
@@ -37,12 +36,6 @@ def numbered(kind: str, n_heads: int, count: int) -> list[tuple[Callable[[int, i
     """`count` (maker, seed) pairs, running through the families."""
     families = makers(kind, n_heads)
     return [(families[i % len(families)], i) for i in range(count)]
-
-
-@pytest.fixture
-def without_carriers(monkeypatch):
-    """What carries the input in a solved model without the head is not under test here, and takes half of the time."""
-    monkeypatch.setattr(iteration_head, "carriers", lambda *_: [])
 
 
 def verdicts(counts: dict[str, tuple[int, int, int]], nulls: Nulls, *, thorough: bool) -> list[dict]:
