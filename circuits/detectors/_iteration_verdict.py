@@ -37,7 +37,8 @@ def decide(
             f"attention: joint mass {joint.observed:.2f} on the clock and reading targets, p = {joint.p_value:.3g} "
             f"(needs <= {ALPHA})"
         )
-    missing += [_failed(check) for check in checks if not check.passed]
+    if failed := [_failed(check) for check in checks if not check.passed]:
+        missing.append("causal checks that did not pass: " + "; ".join(failed))
     if not checks:
         missing.append("no causal check was run")
     unsolved = [row for row in lengths if row.sequence.value < SOLVED]
@@ -59,14 +60,10 @@ def decide(
 
 
 def _failed(check: CausalCheck) -> str:
-    """Why one check did not pass, in words."""
-    if check.passed is None:
-        return f"{check.name} of the {check.role} head {check.component}: not tested"
+    """Which check did not pass, with its number."""
     e = check.effect
-    return (
-        f"{check.name} of the {check.role} head {check.component}: {check.metric} {e.value:.3f} "
-        f"[{e.low:.3f}, {e.high:.3f}], n = {e.n}; rule: {check.threshold}"
-    )
+    number = f"{e.value:.3f} [{e.low:.3f}, {e.high:.3f}], n = {e.n}" if check.passed is not None else "not tested"
+    return f"{check.name} of the {check.role} head {check.component} ({number})"
 
 
 def statistic_pair(summary: list[NullSummary]) -> dict[str, str]:
