@@ -1,0 +1,52 @@
+"""Numbers in README and docs are those of the result files they name."""
+
+import json
+
+import pytest
+
+
+def short(value: float, digits: int) -> str:
+    """A share without its leading zero, as the pages write it."""
+    return f"{value:.{digits}f}".removeprefix("0")
+
+
+@pytest.fixture(scope="module")
+def untrained(root) -> dict[int, dict]:
+    """The measurement of untrained attention, by heads per layer."""
+    path = root / "docs" / "measurements" / "untrained_attention.json"
+    return {case["heads"]: case for case in json.loads(path.read_text())["cases"]}
+
+
+def share(entry: dict[str, float]) -> str:
+    """value [low, high]."""
+    return f"{short(entry['value'], 3)} [{short(entry['low'], 3)}, {short(entry['high'], 3)}]"
+
+
+def test_detector_page_has_the_measured_tables(root, untrained):
+    page = (root / "docs" / "explanation" / "detector.md").read_text(encoding="utf-8")
+    for heads, case in untrained.items():
+        assert f"| {heads} | " + " | ".join(share(entry) for entry in case["above"].values()) + " |" in page
+        mean, best = case["quantile_99"].values()
+        for role in mean:
+            assert f"| {heads} | {role} | {short(mean[role], 2)} | {short(best[role], 2)} |" in page
+        assert f"n = {case['models']:,} untrained models" in page
+
+
+def test_step_times_are_those_of_the_benchmark(root):
+    record = json.loads((root / "benchmarks" / "results" / "train_step.json").read_text())
+    page = (root / "docs" / "measured.md").read_text(encoding="utf-8")
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    for name, case in record["cases"].items():
+        low, high = case["ratio_quartiles"]
+        assert f"| {name} | {case['ratio']:.3f} | {low:.3f} to {high:.3f} | {record['blocks']} |" in page
+    preset = record["cases"]["preset"]
+    low, high = preset["ratio_quartiles"]
+    assert f"| {preset['ratio']:.3f} times, quartiles {low:.3f} to {high:.3f} | {record['blocks']} blocks |" in readme
+
+
+def test_readme_shares_are_those_of_the_measurement(root, untrained):
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    for length in ("1", "4"):
+        entry = untrained[8]["above"][length]
+        text = f"{short(entry['value'], 3)}, 95 % interval [{short(entry['low'], 3)}, {short(entry['high'], 3)}]"
+        assert f"| {text} | {entry['n']:,} models |" in readme
