@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -68,3 +69,16 @@ def test_example_task_is_trained_and_example_detector_looks_at_it(package, tmp_p
             sys.modules.pop(name, None)
     assert (found["detector"], found["verdict"]) == ("clock_head", "none")
     assert [check["name"] for check in found["causal"]] == ["interchange"]
+
+
+def test_python_of_the_page_on_reading_a_run_works_from_top_to_bottom(root, tmp_path, monkeypatch, capsys):
+    page = (root / "docs" / "how-to" / "read-a-run.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "page.py").write_text("\n".join(blocks), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "polynomial", *TINY, "--name", "poly1", "--quiet"]) == 0
+    capsys.readouterr()
+    runpy.run_path("page.py")
+    out = capsys.readouterr().out
+    assert "['poly1']\ndone 20\npolynomial 0 16\n" in out
+    assert "interchange L1.H0" in out
