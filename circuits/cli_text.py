@@ -18,7 +18,7 @@ def estimate(interval: Interval | None) -> str:
 def show_detection(detection: Detection, emergence: Emergence | None) -> None:
     """Headline, causal checks, null, what is missing and the emergence."""
     say(detection.headline)
-    lowest = min(detection.lengths, key=lambda row: row.sequence.value)
+    lowest = min(detection.lengths, key=lambda row: (row.sequence.value, -row.length))
     say(
         f"step {detection.step}; held-out sequence accuracy at the worst length ({lowest.length}): "
         f"{estimate(lowest.sequence)}"

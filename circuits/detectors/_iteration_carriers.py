@@ -4,7 +4,6 @@ from circuits.detectors._iteration_checks import (
     INTERCHANGE_BAR,
     ROLE_FAMILY,
     Cases,
-    Head,
     Setting,
     collect_cases,
     edit_offset,
@@ -12,7 +11,7 @@ from circuits.detectors._iteration_checks import (
     interchange_everywhere,
     share_interval,
 )
-from circuits.detectors._iteration_scan import OFFSETS, Cells, interval, label
+from circuits.detectors._iteration_scan import OFFSETS, Cells, Head, interval, label
 from circuits.detectors.base import Carrier, Interval
 from probes.intervals import mean
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 
-from circuits.detectors._iteration_scan import Sequences, interval, label, test_lengths
+from circuits.detectors._iteration_scan import Head, Sequences, interval, label, test_lengths
 from circuits.detectors.base import CausalCheck, Interval
 from circuits.patching_reference import (
     KeyEdit,
@@ -22,8 +22,6 @@ from interp.errors import TaskError
 from interp.hooks import HookedModel
 from interp.tasks.base import PairBatch, Task
 from probes.intervals import mean, share
-
-Head = tuple[int, int]
 
 INTERCHANGE_BAR = 0.9
 KEEP_BAR = 0.9

@@ -22,6 +22,7 @@ SCAN_SEQUENCES = 8
 ROLES = ("reading", "clock")
 
 Sequences = dict[int, Int[Tensor, "_sequence _pos"]]
+Head = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -127,40 +128,46 @@ def family_p(observed: float, maxima: Float[Tensor, "twin"], checkpoints: int) -
     return 1 - (1 - single) ** checkpoints, exceedances
 
 
-def summarise_null(found: Cells, null: NullScan, checkpoints: int) -> list[NullSummary]:
-    """The observed mass on the textbook targets against one maximum per twin over heads, pairs and offsets."""
-    zero = OFFSETS.index(0)
+def summarise_null(
+    found: Cells, null: NullScan, checkpoints: int, pair: tuple[Head, Head] | None = None
+) -> list[NullSummary]:
+    """The observed mass on the textbook targets against one maximum per twin over heads, pairs and offsets.
+
+    Args:
+        pair: the clock and reading head whose masses are judged, where a pair is under test; None judges the heads
+            with the most mass. A pair is never judged by the attention of other heads.
+    """
+    zero, n_heads = OFFSETS.index(0), found.clock.shape[2]
+    n = found.clock.shape[1] * n_heads
     joint = found.joint[0]
-    n_heads = found.clock.shape[2]
+    chosen = {"reading": None, "clock": None, "joint": None}
+    if pair is not None:
+        clock, reading = (layer * n_heads + head for layer, head in pair)
+        chosen = {"reading": reading, "clock": clock, "joint": clock * n + reading}
+    tables = {
+        "reading": (found.reading[0, ..., zero].flatten(), found.reading[0].flatten(0, 1)),
+        "clock": (found.clock[0, ..., zero].flatten(), found.clock[0].flatten(0, 1)),
+        "joint": (joint[..., zero, zero].flatten(), joint.flatten(0, 1).flatten(1)),
+    }
     summaries = []
-    for index, (role, observed, everywhere) in enumerate(
-        [
-            ("reading", found.reading[0, ..., zero].flatten(), found.reading[0].flatten(0, 1)),
-            ("clock", found.clock[0, ..., zero].flatten(), found.clock[0].flatten(0, 1)),
-            ("joint", joint[..., zero, zero].flatten(), joint.flatten(0, 1).flatten(1)),
-        ]
-    ):
-        best = int(observed.argmax())
-        value = float(observed[best])
-        p, exceedances = family_p(value, null.maxima[:, index], checkpoints)
-        place = int(everywhere.amax(0).argmax())
-        offset = OFFSETS[place % len(OFFSETS)]  # for pairs: the reading head's offset
-        pair = divmod(best, found.reading.shape[1] * n_heads)
-        component = (
-            "+".join(label(*divmod(c, n_heads)) for c in pair) if role == "joint" else label(*divmod(best, n_heads))
-        )
+    for index, (role, (observed, everywhere)) in enumerate(tables.items()):
+        place = int(observed.argmax()) if chosen[role] is None else chosen[role]
+        value, maxima = float(observed[place]), null.maxima[:, index]
+        p, exceedances = family_p(value, maxima, checkpoints)
+        parts = divmod(place, n) if role == "joint" else (place,)
+        offset = int(everywhere.amax(0).argmax()) % len(OFFSETS)  # of a pair: the reading head's offset
         summaries.append(
             NullSummary(
                 role=role,
                 observed=value,
-                component=component,
-                offset=offset,
+                component="+".join(label(*divmod(part, n_heads)) for part in parts),
+                offset=OFFSETS[offset],
                 n=null.n,
                 n_sharp=null.n_sharp,
                 exceedances=exceedances,
                 p_value=p,
                 smallest_p=1 - (1 - 1 / (1 + null.n)) ** checkpoints,
-                quantile_95=float(torch.quantile(null.maxima[:, index], 0.95)),
+                quantile_95=float(torch.quantile(maxima, 0.95)),
                 scan=_scan_text(role, found, checkpoints),
             )
         )

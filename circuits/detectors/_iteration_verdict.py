@@ -5,16 +5,28 @@ from dataclasses import dataclass
 from circuits.detectors._iteration_carriers import BROUGHT, shared_roles
 from circuits.detectors._iteration_checks import INTERCHANGE_BAR
 from circuits.detectors._iteration_scan import Sequences
-from circuits.detectors.base import Carrier, CausalCheck, LengthAccuracy, NullSummary, Verdict
+from circuits.detectors.base import Carrier, CausalCheck, LengthAccuracy, NullSummary, Statistic, Verdict
 from interp.hooks import HookedModel
 
 ALPHA = 0.01
+ARGMAX_BAR = 0.5
 SOLVED = 0.99
 
 
-def attends(summary: list[NullSummary]) -> bool:
-    """True when the joint statistic is significant over its whole scan."""
-    return next(row for row in summary if row.role == "joint").p_value <= ALPHA
+def attends(summary: list[NullSummary], rows: list[Statistic]) -> bool:
+    """True when the pair's joint mass is significant and its targets are the most attended keys at half the queries."""
+    joint = next(row for row in summary if row.role == "joint")
+    rates = argmax_rates(joint, rows)
+    return joint.p_value <= ALPHA and all(rate >= ARGMAX_BAR for rate in rates.values())
+
+
+def argmax_rates(joint: NullSummary, rows: list[Statistic]) -> dict[str, float]:
+    """Role -> share of targets that are the most attended key of the pair's head, averaged over lengths."""
+    rates = {}
+    for role, component in zip(("clock", "reading"), joint.component.split("+"), strict=True):
+        own = [row.argmax_rate.value for row in rows if (row.component, row.role) == (component, role)]
+        rates[role] = sum(own) / len(own)
+    return rates
 
 
 @dataclass(frozen=True)
@@ -27,15 +39,21 @@ class Outcome:
 
 
 def decide(
-    summary: list[NullSummary], checks: list[CausalCheck], lengths: list[LengthAccuracy], chance: float
+    summary: list[NullSummary],
+    rows: list[Statistic],
+    checks: list[CausalCheck],
+    lengths: list[LengthAccuracy],
+    chance: float,
 ) -> Outcome:
     """Combine statistic, causal checks and accuracy into one verdict."""
     missing = []
     joint = next(row for row in summary if row.role == "joint")
-    if not attends(summary):
+    if not attends(summary, rows):
         missing.append(
             f"attention: joint mass {joint.observed:.2f} on the clock and reading targets, p = {joint.p_value:.3g} "
-            f"(needs <= {ALPHA})"
+            f"(needs <= {ALPHA}); target is the most attended key at "
+            + " and ".join(f"{rate:.2f} ({role})" for role, rate in argmax_rates(joint, rows).items())
+            + f" of the queries (needs {ARGMAX_BAR})"
         )
     if failed := [_failed(check) for check in checks if not check.passed]:
         missing.append("causal checks that did not pass: " + "; ".join(failed))
@@ -43,14 +61,14 @@ def decide(
         missing.append("no causal check was run")
     unsolved = [row for row in lengths if row.sequence.value < SOLVED]
     solved = not unsolved
-    if attends(summary) and checks and all(check.passed for check in checks):
+    if attends(summary, rows) and checks and all(check.passed for check in checks):
         return Outcome("iteration head", solved, missing)
-    if solved and checks:
+    if solved and (checks or not attends(summary, rows)):
         return Outcome("solved without the textbook head", True, missing)
-    if attends(summary):
+    if attends(summary, rows):
         return Outcome("candidate", solved, missing)
     step = sum(row.step.value for row in lengths) / len(lengths)
-    worst = min(lengths, key=lambda row: row.sequence.value)
+    worst = min(lengths, key=lambda row: (row.sequence.value, -row.length))
     missing.append(
         f"accuracy: {len(unsolved)} of {len(lengths)} lengths below {SOLVED:.0%}; lowest {worst.sequence.value:.3f} "
         f"at length {worst.length} (n = {worst.n}); step accuracy {step:.3f}, without input {chance:.3f}"

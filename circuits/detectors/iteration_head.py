@@ -10,7 +10,8 @@ Null: untrained twins of the same configuration, three quarters of them with sha
 maximum per twin over heads (or pairs of a clock head and a later reading head) and key offsets, so that p is
 family-wise. Several checkpoints are corrected by 1 - (1 - p)^n.
 
-Threshold: joint p <= 0.01 for the pair, and every causal check passed.
+Threshold: joint p <= 0.01 for the tested pair itself, its targets the most attended keys at half of the queries or
+more, and every causal check passed. Heads that attend rightly and do nothing cannot lend their p-value to others.
 
 Causal check: interchange, the headline. With the reading head's output from an input donor the answer becomes the
 oracle's for (s_t, donor x_{t+1}); with the clock head's output from a donor of another length it becomes the oracle's
@@ -33,7 +34,6 @@ import torch
 from circuits.detectors._iteration_carriers import carriers
 from circuits.detectors._iteration_checks import (
     ROLE_FAMILY,
-    Head,
     Setting,
     collect_cases,
     interchange,
@@ -47,6 +47,7 @@ from circuits.detectors._iteration_scan import (
     MIN_LENGTH,
     OFFSETS,
     Cells,
+    Head,
     Sequences,
     build_null,
     interval,
@@ -139,7 +140,7 @@ class IterationHead:
         stream = generator(options.seed, "iteration head", origin.run, origin.step)
         setting = Setting(model, task, sequences, options.per_step, options.per_length, stream)
         found = _gather(setting, options, null, causal_if_attending)
-        outcome = decide(found.summary, found.checks, found.lengths, chance_step_accuracy(task, sequences))
+        outcome = decide(found.summary, found.rows, found.checks, found.lengths, chance_step_accuracy(task, sequences))
         carried = carriers(setting, found.cells) if outcome.verdict == "solved without the textbook head" else []
         heads = found.heads
         return Detection(
@@ -187,11 +188,12 @@ def _gather(setting: Setting, options: Options, null: NullScan, causal_if_attend
     model, task, sequences = setting.model, setting.task, setting.sequences
     lengths = accuracy_table(model, task, sequences, options, setting.generator)
     found = model_cells(model, task, scan_sequences(task, sequences))
-    summary = summarise_null(found, null, options.checkpoints)
+    most = summarise_null(found, null, options.checkpoints)
     few = {length: tokens[: options.per_length] for length, tokens in sequences.items()}
     rows = statistics(model, task, few, setting.generator)
-    wanted = options.causal and not (causal_if_attending and not attends(summary))
-    pair = best_pair(setting, found) if wanted else None
+    wanted = options.causal and not (causal_if_attending and not attends(most, rows))
+    pair = best_pair(setting, found, null) if wanted else None
+    summary = summarise_null(found, null, options.checkpoints, pair) if pair else most
     checks = causal_checks(setting, pair) if pair else []
     rejected = rejected_checks(setting, found, null, pair) if pair else []
     return _Evidence(lengths, rows, summary, pair, checks, rejected, found)
@@ -250,10 +252,12 @@ def chance_step_accuracy(task: Task, sequences: Sequences) -> float:
     return hits / total
 
 
-def best_pair(setting: Setting, found: Cells) -> tuple[Head, Head] | None:
-    """Clock and reading head to test: the heads with the most mass on each role, then the best by interchange.
+def best_pair(setting: Setting, found: Cells, null: NullScan) -> tuple[Head, Head] | None:
+    """Clock and reading head to test: of the heads that attend to the role's target, the best by interchange.
 
-    Up to three readers and three clocks are screened; the checks that decide use fresh pairs afterwards.
+    Up to three readers and three clocks with more mass than the null's 95 % quantile are screened, or the one with
+    the most mass where none has; the checks that decide use fresh pairs afterwards. A head that carries the input
+    without attending to it is a carrier, never the textbook head.
     """
     zero = OFFSETS.index(0)
     n_layers, n_heads = found.clock.shape[1:3]
@@ -262,9 +266,11 @@ def best_pair(setting: Setting, found: Cells) -> tuple[Head, Head] | None:
     if not readers:
         return None
     best: dict[str, Head] = {}
-    for role, pool, mass in (("reading", readers, found.reading), ("clock", heads, found.clock)):
+    for index, (role, pool, mass) in enumerate((("reading", readers, found.reading), ("clock", heads, found.clock))):
+        bar = float(torch.quantile(null.maxima[:, index], 0.95))
         pool = pool if role == "reading" else [h for h in heads if h[0] < best["reading"][0]]
-        top = sorted(pool, key=lambda h: -float(mass[0, h[0], h[1], zero]))[:CANDIDATES]
+        ranked = sorted(pool, key=lambda h: -float(mass[0, h[0], h[1], zero]))
+        top = [h for h in ranked if float(mass[0, h[0], h[1], zero]) > bar][:CANDIDATES] or ranked[:1]
         if len(top) == 1:
             best[role] = top[0]
             continue

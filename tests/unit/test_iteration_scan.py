@@ -82,6 +82,20 @@ def test_the_summary_names_the_pair_and_counts_exceedances(task):
     assert by_role["joint"].n_sharp == 2
 
 
+def test_a_tested_pair_is_judged_by_its_own_attention_not_by_the_best_heads(task):
+    patterns = {4: pattern(task, 4)}
+    attend(patterns[4], 0, 0, task.attention_targets(4)["clock"], 0.9)
+    attend(patterns[4], 1, 0, task.attention_targets(4)["reading"], 0.9)
+    attend(patterns[4], 1, 1, task.attention_targets(4)["reading"], 0.1)
+    null = NullScan(torch.full((99, 3), 0.5), torch.ones(99))
+    found = cells(task, patterns)
+    best = summarise_null(found, null, 1)[2]
+    weak = summarise_null(found, null, 1, ((0, 0), (1, 1)))[2]
+    assert (best.component, best.p_value) == ("L0.H0+L1.H0", pytest.approx(0.01))
+    assert (weak.component, weak.p_value) == ("L0.H0+L1.H1", 1.0)
+    assert weak.observed == pytest.approx(0.1)
+
+
 def test_p_over_several_checkpoints_is_the_chance_of_any_of_them():
     maxima = torch.arange(99) / 100
     assert family_p(2.0, maxima, 1) == (pytest.approx(0.01), 0)
