@@ -162,6 +162,32 @@ def test_training_stops_once_solved_often_enough_in_a_row(
     assert steps_of(run) == sorted({0, *kept, end}), "each solved evaluation keeps its checkpoint"
 
 
+def test_evaluations_solved_before_a_cut_count_towards_stopping(
+    store: Store, monkeypatch: pytest.MonkeyPatch, before_step
+):
+    solved = {1: LengthScore(1, 1.0, 1.0, 1.0, 0.1, None)}
+    monkeypatch.setattr(training, "score_lengths", lambda model, task, held_out, free: solved)
+    before_step(5, stop_with(RuntimeError("stop")))
+    with pytest.raises(RuntimeError):
+        train(tiny(stop_patience=3), store, "a")
+    before_step(-1, print)
+    assert train(tiny(stop_patience=3), store, "a", resume=True).status().step == 8  # solved at 0, 4 and 8
+
+
+def test_final_scores_are_logged_before_the_last_checkpoint_makes_them_durable(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    real, last_rows = training.RunWriter.save, {}
+
+    def save(self, step: int, **contents):
+        last_rows[step] = "final" in self.run.metrics()[-1]
+        return real(self, step, **contents)
+
+    monkeypatch.setattr(training.RunWriter, "save", save)
+    train(tiny(), store, "a")
+    assert last_rows == {0: False, 3: False, 6: False, 12: True}
+
+
 def test_run_that_is_done_is_returned_as_it_is(store: Store):
     run = train(tiny(), store, "a")
     before = files_of(run)
