@@ -42,6 +42,8 @@ def emergence(points: list[EmergencePoint]) -> Emergence:
         notes.append(f"The run goes back and forth: {reversals} pass(es) were followed by a fail.")
     if first is None and any(passed):
         notes.append(f"No {CONSECUTIVE} consecutive checkpoints pass, so no emergence step is named.")
+    if first == 0:
+        notes.append("The circuit is there in the first checkpoint already, so its emergence lies before it.")
     return Emergence(
         points=points,
         emerged=points[first].step if first is not None else None,

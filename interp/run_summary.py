@@ -12,9 +12,9 @@ def final_accuracy(rows: Sequence[Mapping[str, Any]]) -> dict[int, float]:
     """Held-out sequence accuracy by length from the newest row that has it; empty before the first evaluation."""
     for row in reversed(rows):
         if row.get("final"):
-            return {int(length): score["sequence"] for length, score in row["final"].items()}
+            return dict(sorted((int(length), score["sequence"]) for length, score in row["final"].items()))
         if row.get("accuracy"):
-            return {int(length): value for length, value in row["accuracy"].items()}
+            return dict(sorted((int(length), value) for length, value in row["accuracy"].items()))
     return {}
 
 

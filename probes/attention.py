@@ -40,8 +40,8 @@ class DiagonalScore:
 
 def diagonal_score(patterns: Float[Tensor, "layer batch head q_pos k_pos"], targets: Pairs) -> DiagonalScore:
     """Score every head on the targets."""
-    queries = torch.tensor([q for q, _ in targets])
-    keys = torch.tensor([k for _, k in targets])
+    queries = torch.tensor([q for q, _ in targets], device=patterns.device)
+    keys = torch.tensor([k for _, k in targets], device=patterns.device)
     on_target = patterns[..., queries, keys]  # layer batch head target
     is_argmax = (patterns[..., queries, :].argmax(-1) == keys).to(patterns.dtype)
     spread = on_target.std(dim=1, correction=0)  # layer head target

@@ -41,7 +41,7 @@ class Cells:
         n_layers, n_heads = self.clock.shape[1:3]
         clock, reading = self.clock.flatten(1, 2), self.reading.flatten(1, 2)  # twin component offset
         both = torch.minimum(clock[:, :, None, :, None], reading[:, None, :, None, :])
-        layer = torch.arange(n_layers).repeat_interleave(n_heads)
+        layer = torch.arange(n_layers, device=both.device).repeat_interleave(n_heads)
         return both * (layer[:, None] < layer[None, :])[:, :, None, None]
 
 

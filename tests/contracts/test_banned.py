@@ -9,7 +9,7 @@ UNSAFE_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib
 UNSAFE_CALLS = {"torch.load", "pd.read_pickle", "pandas.read_pickle", "yaml.load", "eval", "exec"}
 HOSTILE_FILES = "tests/security/"  # hostile pickles are generated there, to prove that nothing reads them
 DRAWS = {"rand", "randn", "randint", "randperm", "bernoulli", "multinomial", "normal"}
-MAY_SEED_GLOBALLY = {"interp/train.py"}  # torch's dropout draws from the global stream; restored by fork_rng
+MAY_SEED_GLOBALLY = {"interp/train.py"}  # torch's dropout draws from the global stream; restored by interp.reproducible
 DECLARATIONS = {"Import", "ImportFrom", "FunctionDef", "ClassDef", "Assign", "AnnAssign", "TypeAlias"}
 VAGUE = re.compile(r"(^|_)(utils?|helpers?|manager|misc|stuff)(_|$)|(Utils?|Helper|Manager)$")
 

@@ -13,7 +13,7 @@ def short(value: float, digits: int) -> str:
 @pytest.fixture(scope="module")
 def untrained(root) -> dict[int, dict]:
     """The measurement of untrained attention, by heads per layer."""
-    path = root / "docs" / "measurements" / "untrained_attention.json"
+    path = root / "benchmarks" / "results" / "untrained_attention.json"
     return {case["heads"]: case for case in json.loads(path.read_text())["cases"]}
 
 

@@ -102,7 +102,12 @@ def test_run_outputs_are_valid(capsys, store):
     assert shown["checkpoints"][0]["step"] == 0
     assert set(shown["accuracy_by_length"]) == {"1", "2", "3"}
     compared = output(capsys, ["runs", "compare", "a", "b", *where], "comparison")
-    assert {row["key"]: row["values"] for row in compared["config"]} == {"init": [None, "a"], "seed": [0, 1]}
+    assert {row["key"]: row["values"] for row in compared["config"]} == {
+        "init": [None, "a"],
+        "seed": [0, 1],
+        "train.eval_every": [250, 125],
+        "train.track_every": [250, 125],
+    }
 
 
 def test_run_tables_show_the_same_runs(capsys, store):

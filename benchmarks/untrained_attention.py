@@ -1,7 +1,7 @@
 """Measures how strongly untrained models attend to the reading and clock targets, for the page on the detector.
 
-Run: python docs/measurements/untrained_attention.py [--models 2000]
-Writes untrained_attention.json beside this file. Models are the preset's shape of the polynomial task with 1 or 8
+Run: python -m benchmarks.untrained_attention [--models 2000]
+Writes benchmarks/results/untrained_attention.json. Models are the preset's shape of the polynomial task with 1 or 8
 heads per layer; three quarters of them have sharpened QK, as in the detector's null.
 """
 
@@ -87,12 +87,12 @@ def main() -> None:
     torch.set_num_threads(1)
     record = {
         "format": 1,
-        "command": "python docs/measurements/untrained_attention.py",
+        "command": "python -m benchmarks.untrained_attention",
         "code_version": code_version(),
         "bar": BAR,
         "cases": [measure(heads, arguments.models) for heads in (1, 8)],
     }
-    Path(__file__).with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
+    (Path(__file__).parent / "results" / "untrained_attention.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":
