@@ -34,13 +34,13 @@ def judged(entry: Exported, *, silence: str = "", thorough: bool = False) -> Det
     return DETECTOR.detect(model, task, sequences=sequences, options=Options() if thorough else SMALL)
 
 
-def refused(entry: Exported, *, thorough: bool) -> bool:
-    """Whether the detector declines the model or gives another verdict than "iteration head"."""
-    if not entry.iterates:
-        with pytest.raises(DetectorError, match="without chain of thought"):
-            judged(entry, thorough=thorough)
-        return True
-    return judged(entry, thorough=thorough).verdict != "iteration head"
+def verdict(entry: Exported, *, thorough: bool) -> str:
+    """What the detector says, "declined" where it refuses to look."""
+    if entry.iterates:
+        return judged(entry, thorough=thorough).verdict
+    with pytest.raises(DetectorError, match="without chain of thought"):
+        judged(entry, thorough=thorough)
+    return "declined"
 
 
 def trained_polynomials() -> list[Exported]:
@@ -49,7 +49,7 @@ def trained_polynomials() -> list[Exported]:
 
 
 @pytest.mark.parametrize("role", ["reading", "clock"])
-def test_a_right_pattern_with_its_values_zeroed_is_refused(role):
+def test_a_right_pattern_with_its_values_zeroed_is_refused(role, without_carriers):
     found = judged(trained_polynomials()[0], silence=role)
     assert found.verdict in ("candidate", "not solved", "none")
     if role == "reading":  # its pattern is untouched, so that only the causal checks can refuse it
@@ -57,29 +57,24 @@ def test_a_right_pattern_with_its_values_zeroed_is_refused(role):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_one_trained_hard_negative_of_each_kind_is_refused(kind):
-    assert all(refused(entry, thorough=False) for entry in exported(KINDS[kind])[:1])
+def test_one_trained_hard_negative_of_each_kind_is_refused(kind, without_carriers):
+    assert "iteration head" not in [verdict(entry, thorough=False) for entry in exported(KINDS[kind])[:1]]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_trained_hard_negative_is_refused(kind):
+def test_every_trained_hard_negative_is_refused(kind, without_carriers):
     models = exported(KINDS[kind])
     assert models, f"no model of {KINDS[kind]} in tests/truth/models: export the zoo again"
-    assert [entry.name for entry in models if not refused(entry, thorough=True)] == []
+    verdicts = {entry.name: verdict(entry, thorough=True) for entry in models}
+    assert "iteration head" not in verdicts.values(), verdicts
+    solved = {verdicts[entry.name] for entry in models if entry.solved and entry.iterates}
+    assert solved <= {"solved without the textbook head"}, verdicts
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("role", ["reading", "clock"])
-def test_every_silenced_polynomial_is_refused(role):
+def test_every_silenced_polynomial_is_refused(role, without_carriers):
     verdicts = {entry.name: judged(entry, silence=role).verdict for entry in trained_polynomials()}
     assert len(verdicts) >= 7
     assert "iteration head" not in verdicts.values(), verdicts
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["reversed order", "another offset", "solved without the head"])
-def test_a_solved_hard_negative_says_that_it_is_solved_otherwise(kind):
-    solved = [entry for entry in exported(KINDS[kind]) if entry.solved]
-    verdicts = {entry.name: judged(entry, thorough=True).verdict for entry in solved}
-    assert set(verdicts.values()) <= {"solved without the textbook head"}, verdicts

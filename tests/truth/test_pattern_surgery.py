@@ -25,8 +25,11 @@ def test_the_script_imports_neither_detector_nor_probes():
     assert {module.split(".")[0] for module in modules} & {"circuits", "probes", "kernels", "tests"} == set()
 
 
-@pytest.mark.parametrize("task", ["binary_copy", "parity", "polynomial"])
-@pytest.mark.parametrize("shape", [Shape(2, 1), Shape(3, 2, "layer"), Shape(2, 8, "rms")], ids=str)
+@pytest.mark.parametrize(
+    "task, shape",
+    [("binary_copy", Shape(2, 1)), ("parity", Shape(3, 2, "layer")), ("polynomial", Shape(2, 8, "rms"))],
+    ids=["binary_copy", "parity", "polynomial"],
+)
 def test_a_planted_circuit_is_textbook_with_its_heads(task, shape):
     planted = textbook(planted_task(task), shape, seed=7, level=0.1)
     found = label_model(planted.model, planted.task, held_out(planted.task, FULL))
