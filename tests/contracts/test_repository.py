@@ -56,8 +56,10 @@ def test_no_note_to_finish_later_and_no_em_dash_is_left(tracked):
 
 
 def make(root: Path, *arguments: str) -> str:
-    """What make would run, or print."""
-    return subprocess.run(["make", *arguments], cwd=root, capture_output=True, text=True, check=True).stdout
+    """What make would run, or print; nothing of an outer make reaches it."""
+    own = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    line = ["make", "--no-print-directory", *arguments]
+    return subprocess.run(line, cwd=root, capture_output=True, text=True, check=True, env=own).stdout
 
 
 def test_make_without_a_target_lists_every_target(root):
@@ -91,7 +93,7 @@ def test_set_up_is_repeated_only_when_the_project_file_changed(root, tmp_path):
     assert "pip install" not in make(tmp_path, "-n", "test")
     stamp = (tmp_path / ".venv" / ".installed").stat().st_mtime
     os.utime(tmp_path / "pyproject.toml", (stamp + 10, stamp + 10))
-    assert "pip" in make(tmp_path, "-n", "test").split("pytest")[0]
+    assert "pip" in make(tmp_path, "-n", "test").split("-m pytest")[0]
 
 
 def test_a_python_that_is_too_old_or_missing_is_said_in_one_line(root, tmp_path):
