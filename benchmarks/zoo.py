@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.seeds import first_solved
 from interp.config import RunConfig, merged, parse_assignment, validated
 from interp.errors import Diverged
 from interp.registry import load
@@ -79,13 +80,15 @@ def configurations(recipe: Recipe) -> Iterator[tuple[str, RunConfig]]:
 
 def row(run: Run, cpu_seconds: float | None) -> dict:
     """One line of the summary, read from the run folder."""
-    final = next((r["final"] for r in reversed(run.metrics()) if "final" in r), {})
+    metrics = run.metrics()
+    final = next((r["final"] for r in reversed(metrics) if "final" in r), {})
     lowest = min((score["sequence"] for score in final.values()), default=None)
     return {
         "run": run.name,
         "config_hash": run.config.hash(),
         "state": run.status().state,
         "steps": run.status().step,
+        "first_solved_step": first_solved(metrics),
         "lowest_sequence_accuracy": lowest,
         "mean_sequence_accuracy": sum(s["sequence"] for s in final.values()) / len(final) if final else None,
         "cpu_seconds": cpu_seconds,
@@ -116,7 +119,10 @@ def main() -> None:
         result = row(run, round(time.process_time() - started, 1))
         (arguments.store / f"{name}.row.json").write_text(json.dumps(result))
         print(json.dumps(result), flush=True)
-    rows = [json.loads(path.read_text()) for path in sorted(arguments.store.glob("*.row.json"))]
+    costs = {
+        path.name.removesuffix(".row.json"): json.loads(path.read_text()) for path in store.root.glob("*.row.json")
+    }
+    rows = [row(store.run(name), costs[name]["cpu_seconds"]) for name in store.names() if name in costs]
     arguments.results.parent.mkdir(exist_ok=True, parents=True)
     arguments.results.write_text(
         json.dumps({"format": 1, "command": "python -m benchmarks.zoo", "runs": rows}, indent=1)
