@@ -66,6 +66,19 @@ def free_running(
     return written[:, positions[0] + 1 :] == tokens[:, [p + 1 for p in positions]]
 
 
+def free_steps(
+    model: HookedModel, task: Task, tokens: Int[Tensor, "sequence pos"], forced: TeacherForced
+) -> Bool[Tensor, "sequence step"]:
+    """`free_running` of every sequence, run only where teacher forcing has a wrong step.
+
+    Greedy free running gets a whole sequence right exactly where teacher forcing does, so only single steps differ.
+    """
+    own, wrong = forced.correct.clone(), ~forced.sequence
+    if wrong.any():
+        own[wrong] = free_running(model, task, tokens[wrong], forced.length)
+    return own
+
+
 @dataclass(frozen=True)
 class LengthScore:
     """Mean scores at one length over n sequences; `free_step` is None where free running was not asked for."""
@@ -93,13 +106,7 @@ def score_lengths(
         if not len(tokens):
             continue
         forced = teacher_forced(model, task, tokens, length)
-        free_step = None
-        if free:
-            own = forced.correct.clone()
-            wrong = ~forced.sequence
-            if wrong.any():
-                own[wrong] = free_running(model, task, tokens[wrong], length)
-            free_step = own.float().mean().item()
+        free_step = free_steps(model, task, tokens, forced).float().mean().item() if free else None
         scores[length] = LengthScore(
             n=len(tokens),
             sequence=forced.sequence.float().mean().item(),

@@ -61,7 +61,7 @@ from circuits.detectors._iteration_scan import (
 from circuits.detectors._iteration_verdict import attends, decide, headline, limits, statistic_pair
 from circuits.detectors.base import CausalCheck, Detection, LengthAccuracy, NullSummary, Statistic
 from interp.errors import DetectorError
-from interp.evaluate import free_running, teacher_forced
+from interp.evaluate import free_steps, teacher_forced
 from interp.hooks import HookedModel
 from interp.rng import generator
 from interp.tasks.base import Task
@@ -220,10 +220,7 @@ def accuracy_table(
         if not len(tokens):
             continue
         forced = teacher_forced(model, task, tokens, length)
-        own = forced.correct.clone()
-        wrong = ~forced.sequence  # greedy free running gets the same whole sequences right
-        if wrong.any():
-            own[wrong] = free_running(model, task, tokens[wrong], length)
+        own = free_steps(model, task, tokens, forced)
         n = len(tokens)
         rows.append(
             LengthAccuracy(
