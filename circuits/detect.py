@@ -42,9 +42,9 @@ def source_hash() -> str:
     return digest.hexdigest()
 
 
-def analysis_key(detector: str, checkpoint: str, config_hash: str, options: Options) -> str:
+def analysis_key(detector: str, checkpoint: str, config_hash: str, options: Options, gated: bool = False) -> str:
     """Key of a stored detection: checkpoint weights, probe set (task, data, seed, sizes) and code."""
-    parts = [detector, checkpoint, config_hash, asdict(options), source_hash()]
+    parts = [detector, checkpoint, config_hash, asdict(options), gated, source_hash()]
     return f"{detector}-{hashlib.sha256(canonical_json(parts)).hexdigest()[:20]}"
 
 
@@ -70,7 +70,7 @@ class RunScanner:
     def at(self, step: int | None, options: Options, *, causal_if_attending: bool = False) -> Detection:
         """Detection at one checkpoint, from the store when the same weights, probes and code gave it before."""
         checkpoint = self.run.checkpoint(step, optim=False)
-        key = analysis_key(self.name, checkpoint.hash, self.config_hash, options)
+        key = analysis_key(self.name, checkpoint.hash, self.config_hash, options, causal_if_attending)
         if not self.fresh and key in self.run.analyses():
             return validated(Detection, self.run.analysis(key)["detection"], f"{self.run.name}/analysis/{key}.json")
         model, task, checkpoint = load_model(self.run, checkpoint.step)
@@ -127,4 +127,11 @@ def detect_run(
         scanner.tell("checkpoints", index, len(steps))
         points.append(emergence_point(scanner.at(at, light, causal_if_attending=True), losses.get(at)))
     scanner.tell("checkpoints", len(steps), len(steps))
-    return RunDetection(final, emergence(points))
+    followed = emergence(points)
+    if points[-1].step == final.step and points[-1].verdict != final.verdict:
+        note = (
+            f"With fewer pairs and the correction for {len(steps)} checkpoints the last one is {points[-1].verdict!r} "
+            f"on this curve; the full detection says {final.verdict!r}."
+        )
+        followed = followed.model_copy(update={"note": f"{followed.note} {note}".strip()})
+    return RunDetection(final, followed)

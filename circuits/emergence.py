@@ -10,9 +10,11 @@ CONSECUTIVE = 3
 def emergence_point(detection: Detection, loss: float | None) -> EmergencePoint:
     """One checkpoint's detection, reduced to a point of the curve."""
     by_role = {row.role: row for row in detection.null}
-    swaps = [
-        check.effect.value for check in detection.causal if check.name == "interchange" and check.passed is not None
-    ]
+    swaps = {}
+    for check in detection.causal:  # the tested pair comes first in each role; later ones are rejected heads
+        if check.name == "interchange":
+            swaps.setdefault(check.role, check.effect.value if check.tested else None)
+    tested = [value for value in swaps.values() if value is not None]
     return EmergencePoint(
         step=detection.step,
         loss=loss,
@@ -22,7 +24,7 @@ def emergence_point(detection: Detection, loss: float | None) -> EmergencePoint:
         clock_head=by_role["clock"].component,
         reading_head=by_role["reading"].component,
         p_value=by_role["joint"].p_value,
-        causal=min(swaps[:2]) if len(swaps) >= 2 else None,
+        causal=min(tested) if len(tested) == 2 else None,
         verdict=detection.verdict,
     )
 

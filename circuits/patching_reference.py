@@ -28,13 +28,14 @@ class Patch:
 class KeyEdit:
     """Rewrite one head's attention rows, then let the model run on.
 
-    `weights[q]` maps a query position to the weight of every key, multiplied into the pattern before each edited row
-    is renormalised; a row whose weights leave no mass becomes uniform over the keys with positive weight.
+    `weights[q]` maps a query position to the weight of every key, for all sequences or for each one; the pattern is
+    multiplied by it and each edited row is renormalised. A row whose weights leave no mass becomes uniform over the
+    keys with positive weight.
     """
 
     layer: int
     head: int
-    weights: dict[int, Float[Tensor, "k_pos"]]
+    weights: dict[int, Float[Tensor, "*batch k_pos"]]
 
 
 def z_name(layer: int) -> str:
@@ -74,7 +75,7 @@ def edited_rows(pattern: Float[Tensor, "batch q_pos k_pos"], edit: KeyEdit) -> F
     for query, weight in edit.weights.items():
         row = pattern[:, query] * weight.to(pattern)
         total = row.sum(-1, keepdim=True)
-        fallback = (weight > 0).to(pattern) / (weight > 0).sum().clamp(min=1)
+        fallback = (weight > 0).to(pattern) / (weight > 0).sum(-1, keepdim=True).clamp(min=1)
         changed[:, query] = torch.where(total > 1e-12, row / total.clamp(min=1e-12), fallback)
     return changed
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from interp.config import ModelConfig
 from interp.errors import ConfigError
 from interp.model import Transformer
 from interp.tasks.base import Task
@@ -43,12 +43,8 @@ def warm_start(model: Transformer, task: Task, source: Transformer, source_task:
     shared = [name for name in task.vocabulary.tokens if name in source_task.vocabulary.ids]
     to_rows = torch.tensor([task.vocabulary.id(name) for name in shared])
     from_rows = torch.tensor([source_task.vocabulary.id(name) for name in shared])
+    _require_same_function(model.cfg, source.cfg)
     own, other = model.state_dict(), source.state_dict()  # state_dict gives the parameters' own memory
-    if own.keys() != other.keys():
-        raise ConfigError(f"--init: the models have different parameters, for example {min(own.keys() ^ other.keys())}")
-    for name, target in own.items():
-        free_axis = 0 if name == POSITIONS else ROWS.get(name)
-        _require_same(name, target, other[name], free_axis)
     positions = (0, 0)
     for name, target in own.items():
         value = other[name].to(target.dtype)
@@ -64,9 +60,12 @@ def warm_start(model: Transformer, task: Task, source: Transformer, source_task:
     return WarmStart(tuple(shared), fresh, *positions)
 
 
-def _require_same(name: str, target: Tensor, value: Tensor, free_axis: int | None) -> None:
-    """Raise ConfigError unless the shapes agree in every axis but the free one."""
-    mine = [size for axis, size in enumerate(target.shape) if axis != free_axis]
-    theirs = [size for axis, size in enumerate(value.shape) if axis != free_axis]
-    if mine != theirs:
-        raise ConfigError(f"--init: {name} is {list(value.shape)} in the source and {list(target.shape)} here")
+def _require_same_function(mine: ModelConfig, theirs: ModelConfig) -> None:
+    """Raise ConfigError where equal shapes would hide another norm, activation or residual stream."""
+    free = {"d_vocab", "n_ctx", "dropout", "frozen"}
+    ours, given = mine.model_dump(exclude=free), theirs.model_dump(exclude=free)
+    ours |= {"d_head": mine.head_width, "d_mlp": mine.mlp_width}
+    given |= {"d_head": theirs.head_width, "d_mlp": theirs.mlp_width}
+    for key, value in ours.items():
+        if value != given[key]:
+            raise ConfigError(f"--init: model.{key} is {given[key]!r} in the source and {value!r} here")

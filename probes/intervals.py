@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from scipy.stats import binomtest
 from torch import Generator, Tensor
 
@@ -31,14 +31,42 @@ def share(successes: int, n: int, method: str = "wilson") -> Estimate:
     return Estimate(successes / n, float(bounds.low), float(bounds.high), int(n), method)
 
 
+def clustered_share(
+    hits: Bool[Tensor, "case"], cell: Int[Tensor, "case"], generator: Generator, draws: int = 1000
+) -> Estimate:
+    """Share of hits where cases of one cell are alike: a bootstrap that draws whole cells; n counts cells.
+
+    Where every case agrees the bootstrap has no spread, and a Wilson interval on the number of cells is given.
+    """
+    cells, index = cell.unique(return_inverse=True)
+    n = len(cells)
+    method = "bootstrap over cells of length, step and donor length"
+    if n == 0:
+        return Estimate(float("nan"), 0.0, 1.0, 0, method)
+    if bool(hits.all()) or not bool(hits.any()):
+        whole = share(n if bool(hits.all()) else 0, n)
+        return Estimate(whole.value, whole.low, whole.high, n, "wilson over cells")
+    right = torch.zeros(n, dtype=torch.float64).index_add(0, index, hits.double())
+    total = torch.zeros(n, dtype=torch.float64).index_add(0, index, torch.ones_like(hits, dtype=torch.float64))
+    rows = torch.randint(n, (draws, n), generator=generator)
+    shares = (right[rows].sum(1) / total[rows].sum(1)).numpy()
+    low, high = np.quantile(shares, [0.025, 0.975])
+    return Estimate(float(hits.double().mean()), float(low), float(high), n, method)
+
+
 def mean(values: Float[Tensor, "unit"], generator: Generator, draws: int = 1000) -> Estimate:
-    """Mean over independent units with a percentile bootstrap; units are sequences unless the caller says otherwise."""
+    """Mean over independent units with a percentile bootstrap; units are sequences unless the caller says otherwise.
+
+    Where every unit is exactly 0 or exactly 1 the values are taken as shares, with a Wilson interval.
+    """
     units = values.detach().double().cpu()
     n = len(units)
     if n == 0:
         return Estimate(float("nan"), float("nan"), float("nan"), 0, "bootstrap over sequences")
     if bool((units == units[0]).all()):
         only = float(units[0])
+        if only in (0.0, 1.0):  # shares without spread: the bootstrap would claim certainty
+            return share(round(only * n), n)
         return Estimate(only, only, only, n, "bootstrap over sequences")
     rows = torch.randint(n, (draws, n), generator=generator)
     means = units[rows].mean(1).numpy()

@@ -1,15 +1,15 @@
 """What carries the input and the step in a solved model without the textbook pair of heads, found by intervention."""
 
-from circuits.detectors._iteration_checks import (
+from circuits.detectors._iteration_checks import edit_offset
+from circuits.detectors._iteration_interchange import (
     INTERCHANGE_BAR,
     ROLE_FAMILY,
     Cases,
     Setting,
     collect_cases,
-    edit_offset,
     interchange,
     interchange_everywhere,
-    share_interval,
+    swap_interval,
 )
 from circuits.detectors._iteration_scan import OFFSETS, Cells, Head, interval, label
 from circuits.detectors.base import Carrier, Interval
@@ -31,7 +31,7 @@ def carriers(setting: Setting, found: Cells) -> list[Carrier]:
     single: dict[str, dict[Head, Interval]] = {}
     for role in ("reading", "clock"):
         cases = collect_cases(setting, ROLE_FAMILY[role])
-        single[role] = {head: share_interval(interchange(setting, [head], cases).swapped) for head in heads_of(setting)}
+        single[role] = {head: swap_interval(setting, interchange(setting, [head], cases)) for head in heads_of(setting)}
         rows = [
             Carrier(
                 component=label(*head), description=f"carries the {BROUGHT[role]} at the query, alone", effect=effect
@@ -66,11 +66,11 @@ def groups(
         heads = [head for head in single if head[0] == layer]
         if len(heads) < 2 or max(single[head].low for head in heads) >= INTERCHANGE_BAR:
             continue
-        if share_interval(interchange(setting, heads, cases).swapped).low < INTERCHANGE_BAR:
+        if swap_interval(setting, interchange(setting, heads, cases)).low < INTERCHANGE_BAR:
             continue
         ranked = sorted(heads, key=lambda head: -float(mass[head]))
         for size in range(2, len(heads) + 1):
-            together = share_interval(interchange(setting, ranked[:size], cases).swapped)
+            together = swap_interval(setting, interchange(setting, ranked[:size], cases))
             if together.low >= INTERCHANGE_BAR:
                 names = "+".join(label(*head) for head in sorted(ranked[:size]))
                 share = ", ".join(f"{float(mass[head]):.2f}" for head in sorted(ranked[:size]))
@@ -84,7 +84,7 @@ def through_earlier_positions(setting: Setting, cases: list[Cases], single: dict
     """Heads that carry the input only when patched at every position: it is fetched before the query."""
     rows = []
     for head, alone in single.items():
-        whole = share_interval(interchange_everywhere(setting, head, cases))
+        whole = interchange_everywhere(setting, head, cases)
         if whole.value > CARRIER_BAR and whole.low > alone.high:
             text = "carries the input through earlier positions: patched at every position up to the query"
             rows.append(Carrier(component=label(*head), description=text, effect=whole))

@@ -1,5 +1,6 @@
 """Statistic and null of the iteration-head detector: attention mass on the clock and reading diagonals."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -125,7 +126,12 @@ def family_p(observed: float, maxima: Float[Tensor, "twin"], checkpoints: int) -
     it errs on the safe side.
     """
     single, exceedances = p_value(observed, maxima)
-    return 1 - (1 - single) ** checkpoints, exceedances
+    return any_of(single, checkpoints), exceedances
+
+
+def any_of(p: float, count: int) -> float:
+    """Probability of at least one of `count` independent events of probability p."""
+    return p if count == 1 or p >= 1 else -math.expm1(count * math.log1p(-p))
 
 
 def summarise_null(
@@ -166,7 +172,7 @@ def summarise_null(
                 n_sharp=null.n_sharp,
                 exceedances=exceedances,
                 p_value=p,
-                smallest_p=1 - (1 - 1 / (1 + null.n)) ** checkpoints,
+                smallest_p=any_of(1 / (1 + null.n), checkpoints),
                 quantile_95=float(torch.quantile(maxima, 0.95)),
                 scan=_scan_text(role, found, checkpoints),
             )

@@ -50,7 +50,7 @@ class NullSummary(Frozen):
     n_sharp: int = Field(description="how many of them have sharpened QK")
     exceedances: int
     p_value: float
-    smallest_p: float = Field(description="1 / (1 + n), the smallest p-value this null can give")
+    smallest_p: float = Field(description="the smallest p-value this null can give: 1 / (1 + n) for one checkpoint")
     quantile_95: float
     scan: str = Field(description="what the maximum runs over")
 

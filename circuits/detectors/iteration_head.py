@@ -16,7 +16,8 @@ more, and every causal check passed. Heads that attend rightly and do nothing ca
 Causal check: interchange, the headline. With the reading head's output from an input donor the answer becomes the
 oracle's for (s_t, donor x_{t+1}); with the clock head's output from a donor of another length it becomes the oracle's
 for (s_t, x_{t'+1}); both with the lower end of the interval at 0.9 or more. Beside it, removing the target key must
-hurt more than removing as much mass elsewhere, and keeping only the target key must keep the accuracy.
+hurt more than removing as much mass elsewhere, keeping only the target key must cost at most half of what removing it
+costs, and replacing the head's output by its mean must cost accuracy.
 
 Known failure: a role shared by several heads of a layer is not an iteration head by this rule, since no single head
 passes the interchange; the group then stands among the carriers and in the headline.
@@ -32,16 +33,13 @@ from dataclasses import asdict, dataclass
 import torch
 
 from circuits.detectors._iteration_carriers import carriers
-from circuits.detectors._iteration_checks import (
+from circuits.detectors._iteration_checks import keep_only_check, knock_out_check, mean_ablation_check
+from circuits.detectors._iteration_interchange import (
     ROLE_FAMILY,
     Setting,
     collect_cases,
     interchange,
     interchange_check,
-    keep_only_check,
-    knock_out_check,
-    mean_ablation_check,
-    share_interval,
 )
 from circuits.detectors._iteration_scan import (
     MIN_LENGTH,
@@ -58,7 +56,7 @@ from circuits.detectors._iteration_scan import (
     summarise_null,
     test_lengths,
 )
-from circuits.detectors._iteration_verdict import attends, decide, headline, limits, statistic_pair
+from circuits.detectors._iteration_verdict import decide, headline, limits, significant, statistic_pair
 from circuits.detectors.base import CausalCheck, Detection, LengthAccuracy, NullSummary, Statistic
 from interp.errors import DetectorError
 from interp.evaluate import free_steps, teacher_forced
@@ -191,7 +189,7 @@ def _gather(setting: Setting, options: Options, null: NullScan, causal_if_attend
     most = summarise_null(found, null, options.checkpoints)
     few = {length: tokens[: options.per_length] for length, tokens in sequences.items()}
     rows = statistics(model, task, few, setting.generator)
-    wanted = options.causal and not (causal_if_attending and not attends(most, rows))
+    wanted = options.causal and not (causal_if_attending and not significant(most))
     pair = best_pair(setting, found, null) if wanted else None
     summary = summarise_null(found, null, options.checkpoints, pair) if pair else most
     checks = causal_checks(setting, pair) if pair else []
@@ -273,25 +271,23 @@ def best_pair(setting: Setting, found: Cells, null: NullScan) -> tuple[Head, Hea
             continue
         cases = collect_cases(setting, ROLE_FAMILY[role])
         swaps = {head: interchange(setting, [head], cases).swapped for head in top}
-        best[role] = max(top, key=lambda head: share_interval(swaps[head]).value)
+        best[role] = max(top, key=lambda head: float(swaps[head].float().mean()))
     return best["clock"], best["reading"]
 
 
 def causal_checks(setting: Setting, pair: tuple[Head, Head]) -> list[CausalCheck]:
     """Every check for both roles, with other heads as controls where they exist."""
     clock, reading = pair
-    cfg = setting.model.cfg
-    others = [(la, h) for la in range(cfg.n_layers) for h in range(cfg.n_heads) if (la, h) not in pair]
-    others = others if len(others) >= 2 else []
+    others = {head: setting.controls(head, pair) for head in pair}
     return [
-        interchange_check(setting, "reading", reading, others),
-        interchange_check(setting, "clock", clock, others),
+        interchange_check(setting, "reading", reading, others[reading]),
+        interchange_check(setting, "clock", clock, others[clock]),
         knock_out_check(setting, "reading", reading),
         knock_out_check(setting, "clock", clock),
         keep_only_check(setting, "reading", reading),
         keep_only_check(setting, "clock", clock),
-        mean_ablation_check(setting, "reading", reading, others),
-        mean_ablation_check(setting, "clock", clock, others),
+        mean_ablation_check(setting, "reading", reading, others[reading]),
+        mean_ablation_check(setting, "clock", clock, others[clock]),
     ]
 
 

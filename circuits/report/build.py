@@ -75,7 +75,7 @@ def build_report(
             emergence=found.emergence,
             curve=_curve(run),
             limits=detection.limits,
-            provenance=_provenance(run, detection, options),
+            provenance=_provenance(run, detection),
             attention=_attention(run, model, task, split, lengths),
         )
     )
@@ -88,12 +88,13 @@ def claim(detection: Detection) -> str:
         case "iteration head":
             return (
                 f"{heads['clock']} and {heads['reading']} form an iteration head: {heads['clock']} tells the step, "
-                f"{heads['reading']} fetches the next input, and both are needed."
+                f"{heads['reading']} fetches the next input, and both are needed"
+                + ("." if detection.solved else "; the task is not solved at every length.")
             )
         case "candidate":
             return (
-                f"{heads['clock']} and {heads['reading']} attend like an iteration head, but interventions do not "
-                "confirm it."
+                f"{heads['clock']} and {heads['reading']} attend like an iteration head, but not every intervention "
+                "confirms it."
             )
         case "solved without the textbook head":
             return f"The model solves the task without the textbook iteration head{instead(detection.carriers)}."
@@ -268,7 +269,7 @@ def _curve(run: Run) -> list[CurvePoint]:
     return [
         CurvePoint(
             step=row["step"],
-            loss=sum(row["test_loss"].values()) / len(row["test_loss"]),
+            loss=sum(losses.values()) / len(losses) if (losses := row.get("test_loss")) else None,
             accuracy={n: row["accuracy"][str(n)] for n in chosen},
         )
         for row in rows
@@ -309,7 +310,7 @@ def _attention(
     )
 
 
-def _provenance(run: Run, detection: Detection, options: Options) -> Provenance:
+def _provenance(run: Run, detection: Detection) -> Provenance:
     """What it takes to make the report again."""
     environment = run.environment()
     packages = environment.get("packages") or {name: version(name) for name in PACKAGES}
@@ -329,5 +330,5 @@ def _provenance(run: Run, detection: Detection, options: Options) -> Provenance:
         dtype=environment.get("dtype", "float32"),
         threads=environment.get("threads", run.config.train.threads),
         engine="sequential reference",
-        commands=rerun_commands(run, options),
+        commands=rerun_commands(run, detection),
     )

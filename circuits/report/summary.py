@@ -21,7 +21,7 @@ VERDICT_TONE = {
 VERDICT_LABEL = {"none": "no iteration head"}
 VERDICT_MEANS = {
     "iteration head": "Statistic, null and causal checks all passed.",
-    "candidate": "The attention pattern is there; no causal check has passed.",
+    "candidate": "The attention pattern is there; not every causal check passed, or none was run.",
     "solved without the textbook head": "The task is solved, but not by the textbook pair of heads.",
     "not solved": "The model does not solve the task, so there is no circuit to claim.",
     "none": "No head passed the statistic.",

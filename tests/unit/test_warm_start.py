@@ -95,18 +95,18 @@ def test_report_is_plain_json():
     }
 
 
-def test_another_width_is_refused_with_both_shapes():
+def test_another_width_is_refused_with_both_values():
     source, model = model_for(POLYNOMIAL, 1), model_for(PARITY, 2, d_mlp=16)
-    with pytest.raises(
-        ConfigError, match=r"--init: blocks\.0\.mlp\.W_in is \[8, 32\] in the source and \[8, 16\] here"
-    ):
+    with pytest.raises(ConfigError, match=r"--init: model\.d_mlp is 32 in the source and 16 here"):
         warm_start(model, PARITY, source, POLYNOMIAL)
 
 
-@pytest.mark.parametrize("changes", [{"bias": True}, {"activation": "swiglu"}, {"final_norm": False}])
-def test_other_parameters_are_refused_by_name(changes: dict):
+@pytest.mark.parametrize(
+    "changes", [{"bias": True}, {"activation": "relu"}, {"final_norm": False}, {"norm": "rms"}, {"positions": "none"}]
+)
+def test_another_function_is_refused_by_its_setting_even_where_the_shapes_agree(changes: dict):
     source, model = model_for(POLYNOMIAL, 1), model_for(PARITY, 2, **changes)
-    with pytest.raises(ConfigError, match="--init: the models have different parameters, for example "):
+    with pytest.raises(ConfigError, match=f"--init: model.{next(iter(changes))} is "):
         warm_start(model, PARITY, source, POLYNOMIAL)
 
 
