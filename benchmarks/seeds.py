@@ -47,6 +47,26 @@ def first_solved(metrics: list[dict]) -> int | None:
     return None
 
 
+def table(result: dict) -> str:
+    """The runs as a Markdown table, one row per seed, with the counts below it."""
+    lines = [
+        "| seed | steps | first solved | CPU s | lowest accuracy | verdict | interchange (reading, clock) | emerged |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for one in result["runs"]:
+        swaps = ", ".join(f"{one['interchange'][role]:.3f}" for role in ("reading", "clock") if one["interchange"])
+        first, emerged = (one[key] if one[key] is not None else "-" for key in ("first_solved_step", "emerged"))
+        lines.append(
+            f"| {one['seed']} | {one['step']} | {first} | {one['cpu_seconds']:.0f} | {one['accuracy']:.3f} | "
+            f"{one['verdict']} | {swaps or '-'} | {emerged} |"
+        )
+    counts = [
+        f"{name}: {round(c['value'] * c['n'])} of {c['n']}, 95 % interval {c['low']:.2f} to {c['high']:.2f}"
+        for name, c in result["counts"].items()
+    ]
+    return "\n".join(lines) + "\n\n" + "; ".join(counts) + "."
+
+
 def main() -> None:
     """Detect in every run of the sweep and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
