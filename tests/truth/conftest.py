@@ -1,20 +1,24 @@
-"""Fixtures of the truth tests: one thread (the models are tiny), shared nulls, and detection without its slow end."""
+"""Fixtures of the truth tests: quick settings, shared nulls, and detection without its slow end."""
 
 from collections.abc import Iterator
 
 import pytest
 import torch
+from jaxtyping import config
 
 from circuits.detectors import iteration_head
 from tests.truth.detecting import Nulls
 
 
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
+@pytest.fixture(scope="module", autouse=True)
+def lean() -> Iterator[None]:
+    """One thread, and no shape checks: half a million calls here would pay for what the unit tests check already."""
+    threads, unchecked = torch.get_num_threads(), config.jaxtyping_disable
     torch.set_num_threads(1)
+    config.update("jaxtyping_disable", True)
     yield
-    torch.set_num_threads(before)
+    config.update("jaxtyping_disable", unchecked)
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,8 @@ from interp.tasks._iteration import SPECIALS
 from interp.tasks._load import build_task
 from interp.tasks.base import Task
 
-MAX_LENGTH = 8
+MAX_LENGTH = 9
+LENGTHS = (2, *range(4, MAX_LENGTH + 1))  # the detector counts (length, step) cells from 4 up and needs 35 of them
 TASKS = {"binary_copy": {}, "parity": {}, "polynomial": {"modulus": 5}}
 SHARP = 20.0  # attention logit of a planted target
 BOS, EOI, EOS = range(len(SPECIALS))
@@ -30,11 +31,11 @@ Sequences = dict[int, Int[Tensor, "sequence pos"]]
 
 
 def planted_task(name: str, **params: object) -> Task:
-    """A small task: lengths up to 8, modulus 5 for the polynomial."""
+    """A small task: lengths up to 9, modulus 5 for the polynomial."""
     return build_task(name, {"max_length": MAX_LENGTH, **TASKS[name], **params})
 
 
-def held_out(task: Task, lengths: tuple[int, ...], seed: int = 0) -> Sequences:
+def held_out(task: Task, lengths: tuple[int, ...] = LENGTHS, seed: int = 0) -> Sequences:
     """Test sequences of some lengths."""
     test = task.split(seed, DataConfig(per_length=128)).test
     return {length: test[length] for length in lengths}
@@ -47,7 +48,7 @@ class Shape:
     n_layers: int = 2
     n_heads: int = 1
     norm: str = "none"
-    d_model: int = 80
+    d_model: int = 96
     d_head: int = 12
     d_mlp: int = 64
 

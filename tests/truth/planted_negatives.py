@@ -8,7 +8,18 @@ from torch import Tensor
 
 from interp.model import Transformer
 from interp.tasks.base import Task
-from tests.truth.planted import EOI, EOS, MAX_LENGTH, Planter, Sequences, Shape, held_out, planted_task, textbook
+from tests.truth.planted import (
+    EOI,
+    EOS,
+    LENGTHS,
+    MAX_LENGTH,
+    Planter,
+    Sequences,
+    Shape,
+    held_out,
+    planted_task,
+    textbook,
+)
 
 FIXED = 6
 SPREAD_GAIN, GUARD = 20.0, 24.0  # the gathered input is at most SPREAD_GAIN strong, so a lookup must guard with more
@@ -28,9 +39,10 @@ class Case:
     solves: bool
     lengths: tuple[int, ...] = ()
 
-    def sequences(self, lengths: tuple[int, ...]) -> Sequences:
-        """Held-out sequences of the lengths asked for, or of its own."""
-        return held_out(self.task, self.lengths or lengths)
+    @property
+    def sequences(self) -> Sequences:
+        """Held-out sequences of its lengths."""
+        return held_out(self.task, self.lengths or LENGTHS)
 
 
 def wide(n_layers: int, n_heads: int) -> Shape:

@@ -10,8 +10,8 @@ from interp.evaluate import teacher_forced
 from tests.truth.exported import Exported, exported
 from tests.truth.pattern_surgery import label_model
 
-SMALL = Options(n_null=100, per_step=4, per_length=16, accuracy_sequences=128)
-QUICK = (2, 4, 9, 16)
+SMALL = Options(n_null=99, per_step=4, per_length=16, accuracy_sequences=128)
+QUICK = (2, 4, 9, 12, 16)
 KINDS = {
     "no chain of thought": "no-chain-of-thought-s*",
     "reversed order": "reversed-s*",

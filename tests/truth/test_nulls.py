@@ -13,8 +13,8 @@ from interp.evaluate import teacher_forced
 from interp.rng import generator
 from probes.intervals import share
 from probes.null import GAINS, p_value, stacked_twins, twin_patterns
-from tests.truth.detecting import FULL, QUICK, Nulls, detect, joint_p
-from tests.truth.planted import Sequences, Shape, held_out, planted_task
+from tests.truth.detecting import Nulls, detect, joint_p
+from tests.truth.planted import Shape, held_out, planted_task
 from tests.truth.planted_negatives import ANY_HEADS, FAILING, SEVERAL_HEADS, Case, one_layer, untrained
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "nulls.json"
@@ -40,15 +40,13 @@ def numbered(kind: str, n_heads: int, count: int) -> list[tuple[Callable[[int, i
 
 def verdicts(counts: dict[str, tuple[int, int, int]], nulls: Nulls, *, thorough: bool) -> list[dict]:
     """Detector and statistic on every null model; `counts` gives how many models at 1, 2 and 8 heads."""
-    lengths = FULL if thorough else QUICK
     rows = []
     for kind, by_heads in counts.items():
         for n_heads, count in zip(HEADS, by_heads, strict=True):
             for maker, seed in numbered(kind, n_heads, count):
                 case = maker(n_heads, seed)
-                sequences = case.sequences(lengths)
-                assert solves(case, sequences) == case.solves, f"{case.name}, {n_heads} heads, seed {seed}"
-                found = detect(case.model, case.task, sequences, nulls, thorough=thorough)
+                assert solves(case) == case.solves, f"{case.name}, {n_heads} heads, seed {seed}"
+                found = detect(case.model, case.task, case.sequences, nulls, thorough=thorough)
                 rows.append(
                     {
                         "kind": kind,
@@ -63,11 +61,11 @@ def verdicts(counts: dict[str, tuple[int, int, int]], nulls: Nulls, *, thorough:
     return rows
 
 
-def solves(case: Case, sequences: Sequences) -> bool:
+def solves(case: Case) -> bool:
     """Whether the model gets 99 % of the sequences right at every length."""
     return all(
         teacher_forced(case.model, case.task, tokens, length).sequence.float().mean() >= 0.99
-        for length, tokens in sequences.items()
+        for length, tokens in case.sequences.items()
     )
 
 

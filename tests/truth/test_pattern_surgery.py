@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from circuits.detectors._iteration_scan import label
-from tests.truth.detecting import FULL
 from tests.truth.pattern_surgery import Label, label_model
 from tests.truth.planted import Shape, held_out, planted_task, textbook
 from tests.truth.planted_negatives import ANY_HEADS, SEVERAL_HEADS, Case, blurred, silent_reading, split_reading
@@ -15,7 +14,7 @@ SCRIPT = Path(__file__).with_name("pattern_surgery.py")
 
 
 def labelled(case: Case) -> Label:
-    return label_model(case.model, case.task, case.sequences(FULL))
+    return label_model(case.model, case.task, case.sequences)
 
 
 def test_the_script_imports_neither_detector_nor_probes():
@@ -32,7 +31,7 @@ def test_the_script_imports_neither_detector_nor_probes():
 )
 def test_a_planted_circuit_is_textbook_with_its_heads(task, shape):
     planted = textbook(planted_task(task), shape, seed=7, level=0.1)
-    found = label_model(planted.model, planted.task, held_out(planted.task, FULL))
+    found = label_model(planted.model, planted.task, held_out(planted.task))
     assert (found.label, found.clock, found.reading) == ("textbook", label(*planted.clock), label(*planted.reading))
     assert found.margin > 0.95
 
