@@ -32,26 +32,34 @@ def share(successes: int, n: int, method: str = "wilson") -> Estimate:
 
 
 def clustered_share(
-    hits: Bool[Tensor, "case"], cell: Int[Tensor, "case"], generator: Generator, draws: int = 1000
+    hits: Bool[Tensor, "case"],
+    cell: Int[Tensor, "case"],
+    kind: Int[Tensor, "case"],
+    generator: Generator,
+    draws: int = 1000,
 ) -> Estimate:
     """Share of hits where cases of one cell are alike: a bootstrap that draws whole cells; n counts cells.
 
-    Where every case agrees the bootstrap has no spread, and a Wilson interval on the number of cells is given.
+    Where every case agrees the bootstrap has no spread. A Wilson interval is given then, whose n counts the different
+    (cell, kind) pairs: with no failure at all, nothing shows that the kinds within a cell are alike.
+
+    Args:
+        kind: what else tells cases of a cell apart, such as the answer that is asked for.
     """
     cells, index = cell.unique(return_inverse=True)
     n = len(cells)
-    method = "bootstrap over cells of length, step and donor length"
     if n == 0:
-        return Estimate(float("nan"), 0.0, 1.0, 0, method)
+        return Estimate(float("nan"), 0.0, 1.0, 0, "bootstrap over cells")
     if bool(hits.all()) or not bool(hits.any()):
-        whole = share(n if bool(hits.all()) else 0, n)
-        return Estimate(whole.value, whole.low, whole.high, n, "wilson over cells")
+        different = len(torch.stack([cell, kind], 1).unique(dim=0))
+        whole = share(different if bool(hits.all()) else 0, different)
+        return Estimate(whole.value, whole.low, whole.high, different, "wilson over cells and answers")
     right = torch.zeros(n, dtype=torch.float64).index_add(0, index, hits.double())
     total = torch.zeros(n, dtype=torch.float64).index_add(0, index, torch.ones_like(hits, dtype=torch.float64))
     rows = torch.randint(n, (draws, n), generator=generator)
     shares = (right[rows].sum(1) / total[rows].sum(1)).numpy()
     low, high = np.quantile(shares, [0.025, 0.975])
-    return Estimate(float(hits.double().mean()), float(low), float(high), n, method)
+    return Estimate(float(hits.double().mean()), float(low), float(high), n, "bootstrap over cells")
 
 
 def mean(values: Float[Tensor, "unit"], generator: Generator, draws: int = 1000) -> Estimate:

@@ -1,4 +1,4 @@
-"""Interchange: with a head's output from a donor run, does the answer become the oracle's for the donor?"""
+"""Interchange: give a head its output from a donor run and see whether the answer becomes the oracle's."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -141,6 +141,7 @@ class Swaps:
 
     length: Int[Tensor, "case"]
     cell: Int[Tensor, "case"]
+    answer: Int[Tensor, "case"]
     swapped: Bool[Tensor, "case"]
     unchanged: Bool[Tensor, "case"]
     moved: float
@@ -153,7 +154,7 @@ class Swaps:
 def interchange(setting: Setting, heads: list[Head], cases: list[Cases]) -> Swaps:
     """Give `heads` their donor outputs at the query position and read the prediction there."""
     none, nothing = torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.bool)
-    parts: list[tuple[Tensor, ...]] = [(none, none, nothing, nothing)]
+    parts: list[tuple[Tensor, ...]] = [(none, none, none, nothing, nothing)]
     moves = [0.0] if not cases else []
     for case in cases:
         patches = [Patch(z_name(la), case.query, case.donor_z[z_name(la)][:, head], head) for la, head in heads]
@@ -161,9 +162,10 @@ def interchange(setting: Setting, heads: list[Head], cases: list[Cases]) -> Swap
         prediction = logits[torch.arange(len(case.clean)), case.query].argmax(-1)
         moves += [relative_move(case.z[z_name(la)][:, h], case.donor_z[z_name(la)][:, h]) for la, h in heads]
         length = torch.full((len(case.clean),), case.length)
-        parts.append((length, case.cell, prediction == case.swap_answer, prediction == case.clean_answer))
-    length, cell, swapped, unchanged = (torch.cat(column) for column in zip(*parts, strict=True))
-    return Swaps(length, cell, swapped, unchanged, float(torch.tensor(moves).median()))
+        outcome = (prediction == case.swap_answer, prediction == case.clean_answer)
+        parts.append((length, case.cell, case.swap_answer, *outcome))
+    length, cell, answer, swapped, unchanged = (torch.cat(column) for column in zip(*parts, strict=True))
+    return Swaps(length, cell, answer, swapped, unchanged, float(torch.tensor(moves).median()))
 
 
 def interchange_everywhere(setting: Setting, head: Head, cases: list[Cases]) -> Interval:
@@ -175,14 +177,14 @@ def interchange_everywhere(setting: Setting, head: Head, cases: list[Cases]) -> 
         patch = Patch(name, place, source[:, place, head[1]], head[1])
         prediction = run_patched(setting.model, batch.clean[keep], [patch])[:, batch.query].argmax(-1)
         swapped.append(prediction == batch.swap_answer[keep])
-    cell = torch.cat([case.cell for case in cases])
-    return interval(clustered_share(torch.cat(swapped), cell, setting.generator))
+    cell, answer = torch.cat([case.cell for case in cases]), torch.cat([case.swap_answer for case in cases])
+    return interval(clustered_share(torch.cat(swapped), cell, answer, setting.generator))
 
 
 def swap_interval(setting: Setting, swaps: Swaps, length: int | None = None) -> Interval:
     """Share of swapped answers with an interval over cells, at one length or at all."""
     rows = slice(None) if length is None else swaps.length == length
-    return interval(clustered_share(swaps.swapped[rows], swaps.cell[rows], setting.generator))
+    return interval(clustered_share(swaps.swapped[rows], swaps.cell[rows], swaps.answer[rows], setting.generator))
 
 
 def interchange_check(setting: Setting, role: str, head: Head, others: list[Head]) -> CausalCheck:
@@ -196,8 +198,8 @@ def interchange_check(setting: Setting, role: str, head: Head, others: list[Head
     if tested:
         unchanged = float(found.unchanged.float().mean())
         note = (
-            f"{len(found.swapped)} cases in {effect.n} cells of length, step and donor length; worst cell "
-            f"{found.worst_cell():.2f}; answer unchanged in {unchanged:.3f} of the cases"
+            f"{len(found.swapped)} cases in {len(found.cell.unique())} cells of length, step and donor length; "
+            f"worst cell {found.worst_cell():.2f}; answer unchanged in {unchanged:.3f} of the cases"
         )
     return CausalCheck(
         name="interchange",
@@ -223,5 +225,5 @@ def _other_heads(setting: Setting, others: list[Head], cases: list[Cases]) -> In
     if not others or not cases:
         return None
     swaps = [interchange(setting, [other], cases) for other in others]
-    swapped, cell = torch.cat([s.swapped for s in swaps]), torch.cat([s.cell for s in swaps])
-    return interval(clustered_share(swapped, cell, setting.generator))
+    swapped, cell, answer = (torch.cat([getattr(s, name) for s in swaps]) for name in ("swapped", "cell", "answer"))
+    return interval(clustered_share(swapped, cell, answer, setting.generator))

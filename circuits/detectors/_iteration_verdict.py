@@ -112,7 +112,7 @@ def headline(
         read, clock = swaps["reading"], swaps["clock"]
         return (
             f"Iteration head found: clock {heads['clock']}, reading {heads['reading']}; interchange accuracy "
-            f"{read.value:.3f} (reading, n = {read.n} cells) and {clock.value:.3f} (clock, n = {clock.n} cells); {p}"
+            f"{read.value:.3f} (reading, n = {read.n}) and {clock.value:.3f} (clock, n = {clock.n}); {p}"
             + ("." if outcome.solved else "; the task is not solved at every length.")
         )
     if outcome.verdict == "candidate":

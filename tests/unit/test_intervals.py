@@ -84,15 +84,18 @@ def test_mean_of_nothing_is_not_a_number():
 def test_clustered_share_counts_cells_not_cases():
     hits = torch.tensor([True] * 30 + [False] * 10)
     cell = torch.arange(4).repeat_interleave(10)
-    found = clustered_share(hits, cell, torch.Generator().manual_seed(0))
+    found = clustered_share(hits, cell, torch.arange(40), torch.Generator().manual_seed(0))
     assert (found.value, found.n) == (0.75, 4)
     assert found.low <= 0.25 and found.high == 1.0  # 40 independent cases would give about [.6, .86]
 
 
 def test_clustered_share_without_spread_is_wilson_on_the_cells():
-    found = clustered_share(torch.ones(50, dtype=torch.bool), torch.arange(5).repeat(10), torch.Generator())
+    hits, cell, alike = torch.ones(50, dtype=torch.bool), torch.arange(5).repeat(10), torch.zeros(50, dtype=torch.long)
+    found = clustered_share(hits, cell, alike, torch.Generator())
     assert (found.value, found.n, found.high) == (1.0, 5, 1.0)
     assert found.low == pytest.approx(0.5655, abs=1e-4)
+    other = clustered_share(hits, cell, torch.arange(50) // 5 % 2, torch.Generator())
+    assert other.n == 10  # two answers in each of the five cells
 
 
 def test_a_mean_of_identical_shares_is_not_certain():
