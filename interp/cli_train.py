@@ -135,6 +135,8 @@ def _several(task: str, requests: "list[Request]", jobs: int, quiet: bool, as_js
             if not quiet:
                 accuracy = "none" if result.accuracy is None else f"{result.accuracy:.3f}"
                 show(f"{result.name}  {result.state} at step {result.step}  accuracy {accuracy}")
+    if requests[0].config["init"] and not quiet:
+        _tell_warm_start(requests[0])  # the same rows in every run: they depend on the two vocabularies only
     results.sort(key=lambda result: result.seed)
     solved = share(sum(result.solved for result in results), len(results))
     if as_json:

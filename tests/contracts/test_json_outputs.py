@@ -124,6 +124,10 @@ def test_a_warm_start_says_which_rows_are_fresh(capsys, store):
     err = capsys.readouterr().err
     assert "started from a: 5 token rows copied, re-initialised: 2, 3, 4, 5, 6, 7, 8, 9, 10" in err
     assert main(["runs", "rm", "warm", "--yes", "--store", str(store)]) == 0
+    line[line.index("--name") : line.index("--name") + 2] = ["--name", "warm", "--seeds", "0-1"]
+    assert main(line) == 0
+    assert capsys.readouterr().err.count("started from a: 5 token rows copied, re-initialised: 2") == 1
+    assert main(["runs", "rm", "warm-s0", "warm-s1", "--yes", "--store", str(store)]) == 0
 
 
 def test_a_damaged_run_is_shown_and_hides_no_other(capsys, tmp_path):
