@@ -63,10 +63,12 @@ class LogitDiff:
     positions: Positions = "last"
 
     def of_logits(self, logits: Tensor, rows: Rows, base: Tensor) -> Float[Tensor, "row"]:
+        """Value of each row."""
         index = torch.arange(len(logits), device=logits.device)
         return logits[index, of_rows(self.correct, rows)] - logits[index, of_rows(self.wrong, rows)]
 
     def change(self, delta: Tensor, index: Tensor, rows: Rows, base: Tensor) -> Float[Tensor, "case"]:
+        """What `delta` adds to the value of each case's row."""
         case = torch.arange(len(delta), device=delta.device)
         correct, wrong = of_rows(self.correct, rows)[index], of_rows(self.wrong, rows)[index]
         return delta[case, correct] - delta[case, wrong]
@@ -84,9 +86,11 @@ class LogProb:
     positions: Positions = "last"
 
     def of_logits(self, logits: Tensor, rows: Rows, base: Tensor) -> Float[Tensor, "row"]:
+        """Value of each row."""
         return logits.log_softmax(-1).gather(-1, of_rows(self.target, rows)[:, None])[:, 0]
 
     def change(self, delta: Tensor, index: Tensor, rows: Rows, base: Tensor) -> Float[Tensor, "case"]:
+        """What `delta` adds to the value of each case's row."""
         centred, log_ratio = log_mean_exp(delta, base[index])
         return centred.gather(-1, of_rows(self.target, rows)[index, None])[:, 0] - log_ratio
 
@@ -98,9 +102,11 @@ class KL:
     positions: Positions = "last"
 
     def of_logits(self, logits: Tensor, rows: Rows, base: Tensor) -> Float[Tensor, "row"]:
+        """Value of each row."""
         return self.change(logits - base, torch.arange(len(logits), device=logits.device), rows, base)
 
     def change(self, delta: Tensor, index: Tensor, rows: Rows, base: Tensor) -> Float[Tensor, "case"]:
+        """What `delta` adds to the value of each case's row."""
         return log_mean_exp(delta, base[index])[1]
 
 
@@ -112,9 +118,11 @@ class Accuracy:
     positions: Positions = "last"
 
     def of_logits(self, logits: Tensor, rows: Rows, base: Tensor) -> Float[Tensor, "row"]:
+        """Value of each row."""
         return (logits.argmax(-1) == of_rows(self.target, rows)).to(logits)
 
     def change(self, delta: Tensor, index: Tensor, rows: Rows, base: Tensor) -> Float[Tensor, "case"]:
+        """What `delta` adds to the value of each case's row."""
         target, before = of_rows(self.target, rows)[index], base[index]
         return ((before + delta).argmax(-1) == target).to(delta) - (before.argmax(-1) == target).to(delta)
 
