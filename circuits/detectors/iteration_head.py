@@ -135,7 +135,7 @@ class IterationHead:
         origin, options = origin or Origin(), options or Options()
         _require_applicable(task, sequences)
         null = null or self.null(model, task, sequences, options)
-        stream = generator(options.seed, "iteration head", origin.run, origin.step)
+        stream = generator(options.seed, "iteration head", origin.step)
         setting = Setting(model, task, sequences, options.per_step, options.per_length, stream)
         found = _gather(setting, options, null, causal_if_attending)
         outcome = decide(found.summary, found.rows, found.checks, found.lengths, chance_step_accuracy(task, sequences))
