@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from benchmarks.seeds import table
+
 
 def short(value: float, digits: int) -> str:
     """A share without its leading zero, as the pages write it."""
@@ -50,3 +52,29 @@ def test_readme_shares_are_those_of_the_measurement(root, untrained):
         entry = untrained[8]["above"][length]
         text = f"{short(entry['value'], 3)}, 95 % interval [{short(entry['low'], 3)}, {short(entry['high'], 3)}]"
         assert f"| {text} | {entry['n']:,} models |" in readme
+
+
+def test_seed_table_is_that_of_the_benchmark(root):
+    record = json.loads((root / "benchmarks" / "results" / "seeds-polynomial.json").read_text())
+    assert table(record) in (root / "docs" / "measured.md").read_text(encoding="utf-8")
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    for count in record["counts"].values():
+        hits, n = round(count["value"] * count["n"]), count["n"]
+        assert f"| {hits} of {n}, 95 % interval {count['low']:.2f} to {count['high']:.2f} |" in readme
+
+
+def test_null_counts_are_those_of_the_slow_suite(root):
+    counts = json.loads((root / "benchmarks" / "results" / "nulls.json").read_text())["counts"]
+    page = (root / "docs" / "measured.md").read_text(encoding="utf-8")
+    for c in counts:
+        row = (c["kind"], c["heads"], c["n"], c["solve"], c["statistic_alone"], c["iteration_head"])
+        assert f"| {' | '.join(str(cell) for cell in row)} |" in page
+    assert f"In all {sum(c['n'] for c in counts)} models: {sum(c['iteration_head'] for c in counts)} called" in page
+
+
+def test_warm_starts_in_the_readme_are_those_of_the_zoo(root):
+    runs = json.loads((root / "benchmarks" / "results" / "zoo.json").read_text())["runs"]
+    parity = [run for run in runs if run["run"].startswith("parity-from-polynomial-s")]
+    solved = [run["first_solved_step"] for run in parity if run["lowest_sequence_accuracy"] >= 0.99]
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    assert f"| {len(solved)} of {len(parity)}, by step {max(solved)} | {len(parity)} runs |" in readme
