@@ -76,5 +76,9 @@ class DetectorError(InterpError):
     """A detector cannot be applied to this run."""
 
 
+class NotExpressible(InterpError):
+    """A model's architecture cannot be written exactly as a `Decoder`; the message names each reason."""
+
+
 class ReportError(InterpError):
     """A report is damaged, of an unknown format, or does not match what a rerun computes."""
