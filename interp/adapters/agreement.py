@@ -1,6 +1,7 @@
 """How closely a decoder computes what the model it was read from computes, measured on random tokens."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.decoder import Decoder, affine, forward
-from interp.errors import NotExpressible
+from interp.errors import NotExpressible, UsageError
 from interp.rng import generator
 
 SEQUENCES, LONGEST = 2, 32
@@ -92,8 +93,14 @@ def require_agreement(decoder: Decoder, model: Callable[[Tensor], Tensor]) -> No
 
     Raises:
         NotExpressible: with the measured errors and their bounds.
+        UsageError: for logits that are not finite.
     """
     found = agreement(decoder, model)
+    if not math.isfinite(found.worst + found.worst_bound):
+        raise UsageError(
+            f"{decoder.name}: its logits for random tokens are not finite; look for NaN or infinity among its weights, "
+            f"and for overflow in {decoder.W_E.dtype}"
+        )
     if not found.holds:
         raise NotExpressible(
             f"{decoder.name}: written as a Decoder, its logits differ from the model's by {found.typical:.3g} at the "

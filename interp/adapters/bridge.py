@@ -105,7 +105,7 @@ def decoder_of_bridge(bridge: Any) -> Decoder:
     Raises:
         NotExpressible: for parts that `Decoder` has no formula for, each named, or logits that differ from the
             bridge's by more than rounding (`interp.adapters.agreement`).
-        UsageError: for a bridge in training mode with dropout.
+        UsageError: for a bridge in training mode with dropout, or whose logits are not finite.
     """
     name = f"{bridge.cfg.architecture} ({bridge.cfg.model_name})"
     if found := reasons(bridge):

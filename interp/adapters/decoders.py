@@ -15,7 +15,7 @@ def decoder_for(model: Any) -> "Decoder":
 
     Raises:
         NotExpressible: when the model cannot be written exactly as a `Decoder`; the message says why.
-        UsageError: for a bridge in training mode with dropout.
+        UsageError: for a bridge in training mode with dropout, or whose logits are not finite.
     """
     kinds = {(base.__module__.partition(".")[0], base.__name__) for base in type(model).__mro__}
     if ("interp", "Transformer") in kinds:

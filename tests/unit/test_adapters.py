@@ -218,10 +218,15 @@ def test_one_wrong_formula_is_found_in_float32(name, what):
         require_agreement(broken(decoder, what), bridge)
 
 
-def test_not_a_number_is_never_agreement():
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_an_error_of_use(bad):
     bridge = bridge_of("gpt2")
     decoder = decoder_of_bridge(bridge)
-    assert not agreement(decoder, lambda tokens: bridge(tokens) * float("nan")).holds
+    assert not agreement(decoder, lambda tokens: bridge(tokens) * bad).holds
+    with torch.no_grad():
+        bridge.blocks[1].mlp.out.weight[0, 0] = bad
+    with pytest.raises(UsageError, match="logits for random tokens are not finite"):
+        decoder_of_bridge(bridge)
 
 
 def test_dropout_in_training_mode_is_an_error_of_use():
