@@ -1,11 +1,13 @@
 """Sequential activation patching, one forward pass per intervention: the specification of the fast engine."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from interp.decoder import Decoder, affine, attend, normed, project
 from interp.hooks import HookedModel
 
 
@@ -137,3 +139,38 @@ def relative_move(before: Float[Tensor, "batch *rest"], after: Float[Tensor, "ba
     """Median over the batch of |after - before| / |before|: 0 when an intervention left the activation alone."""
     change = (after - before).flatten(1).norm(dim=1)
     return float((change / before.flatten(1).norm(dim=1).clamp(min=1e-12)).median())
+
+
+@torch.inference_mode()
+def decoder_logits_patched(
+    decoder: Decoder,
+    tokens: Int[Tensor, "batch pos"],
+    edit: Callable[[str, int, Tensor], Tensor] | None = None,
+) -> Float[Tensor, "batch pos d_vocab"]:
+    """Logits of a plain decoder, written out step by step, with `edit(site, layer, activation)` at each site.
+
+    Sites in order: resid_pre, q, k, v (before rotary positions), z, attn_out, resid_mid (not in parallel blocks),
+    mlp_post, mlp_out, resid_post. The edit returns the activation to go on with.
+    """
+    change = edit or (lambda site, layer, activation: activation)
+    x = decoder.embed(tokens)
+    position = torch.arange(tokens.shape[1], device=tokens.device)[None]
+    for number, layer in enumerate(decoder.layers):
+        attn = layer.attn
+        x = change("resid_pre", number, x)
+        y = normed(layer.ln1, x)
+        q = change("q", number, project(y, attn.W_Q, attn.b_Q))
+        k = change("k", number, project(y, attn.W_K, attn.b_K))
+        v = change("v", number, project(y, attn.W_V, attn.b_V))
+        if attn.rotary is not None:
+            q, k = attn.rotary(q, position), attn.rotary(k, position)
+        z = change("z", number, attend(attn, q, k, v)[0])
+        out = change("attn_out", number, affine(z.flatten(-2), attn.W_O.flatten(0, 1), attn.b_O))
+        mid = (y if layer.adds_to_normed else x) + out
+        if layer.mlp is not None and not layer.parallel:
+            mid = change("resid_mid", number, mid)
+        if layer.mlp is not None:
+            post = change("mlp_post", number, layer.mlp.post(normed(layer.ln2, x if layer.parallel else mid)))
+            mid = mid + change("mlp_out", number, affine(post, layer.mlp.W_out, layer.mlp.b_out))
+        x = change("resid_post", number, mid)
+    return decoder.logits(x)

@@ -1,0 +1,1 @@
+"""How exact patches are computed as differences from one base run; the public door is circuits/patching.py."""

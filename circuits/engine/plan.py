@@ -1,0 +1,130 @@
+"""How the work is cut into chunks that fit a budget, with what it will cost, before anything runs."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from interp.decoder import Decoder
+
+CACHE_ROWS = 4096  # rows of one chunk on a CPU: more fall out of the cache and run slower
+LARGEST_ROWS = 1 << 17
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Patches that run together."""
+
+    prompts: tuple[int, ...]
+    positions: tuple[int, ...]
+    layers: tuple[int, ...]
+    components: tuple[int, int]  # first, and one past the last
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a call will do: chunks, the most rows at once, and the predicted cost.
+
+    Attributes:
+        patches: patches that will be run, counting each prompt.
+        flops: 2 per multiply-add of the weight products of all branches and both base runs.
+        bytes: memory of the largest chunk and of the recorded runs.
+        naive_flops: the same patches by one full forward each.
+    """
+
+    chunks: tuple[Chunk, ...]
+    patches: int
+    rows: int
+    flops: int
+    bytes: int
+    naive_flops: int
+    budget: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.patches:,} patches in {len(self.chunks)} chunks of at most {self.rows:,} rows: "
+            f"{self.flops / 1e9:,.2f} GFLOP ({self.naive_flops / max(1, self.flops):,.0f} times fewer than one forward "
+            f"per patch), {self.bytes / 2**20:,.0f} MiB of {self.budget / 2**20:,.0f} allowed"
+        )
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on the device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    known = Path("/proc/meminfo")
+    for line in known.read_text(encoding="ascii").splitlines() if known.exists() else ():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def row_bytes(decoder: Decoder, width: int) -> int:
+    """Bytes that one row of one branch needs at the peak of a block: stream, heads, MLP and keys."""
+    attn, mlp = decoder.layers[0].attn, decoder.layers[0].mlp
+    heads = attn.W_Q.shape[0] * attn.W_Q.shape[2]
+    d_mlp = 0 if mlp is None else mlp.W_in.shape[1] * (2 if mlp.W_gate is None else 3)
+    return width * (6 * decoder.d_model + 8 * heads + d_mlp)
+
+
+def forward_flops(decoder: Decoder, n_pos: int, logits: bool = True) -> int:
+    """Work of one full forward of one prompt, 2 per multiply-add."""
+    per_row, total = 0, 0
+    for layer in decoder.layers:
+        per_row += layer_row_flops(layer)
+        total += 4 * n_pos * n_pos * layer.attn.W_Q.shape[0] * layer.attn.W_Q.shape[2]
+    per_row += 2 * decoder.W_U.numel() if logits else 0
+    return per_row * n_pos + total
+
+
+def layer_row_flops(layer) -> int:
+    """Weight products of one row in one block."""
+    weights = [layer.attn.W_Q, layer.attn.W_K, layer.attn.W_V, layer.attn.W_O]
+    if layer.mlp is not None:
+        weights += [w for w in (layer.mlp.W_in, layer.mlp.W_gate, layer.mlp.W_out) if w is not None]
+    return 2 * sum(w.numel() for w in weights)
+
+
+def chunks_for(
+    *,
+    active: Tensor,
+    layers: tuple[int, ...],
+    n_components: int,
+    positions: tuple[int, ...],
+    stop: int,
+    long_layers: int,
+    out_rows: int,
+    max_rows: int,
+) -> list[Chunk]:
+    """Cut prompts x positions x components so that no chunk has more than `max_rows` rows at once.
+
+    Args:
+        active: [prompt, position of the list], whether anything there can have an effect.
+        stop: one past the last position that the metric needs.
+        long_layers: how many of the layers have branches that live on as whole suffixes; the others have `out_rows`.
+    """
+    chunks: list[Chunk] = []
+    index = 0
+    while index < len(positions):
+        suffix = max(1, stop - positions[index])
+        per_component = long_layers * suffix + (len(layers) - long_layers) * min(suffix, out_rows)
+        per_position = n_components * per_component
+        prompts = active[:, index].nonzero()[:, 0].tolist()
+        if per_position > max_rows:
+            size = max(1, max_rows // per_component)
+            for first in range(0, n_components, size):
+                part = (first, min(n_components, first + size))
+                chunks += [Chunk((prompt,), (positions[index],), layers, part) for prompt in prompts]
+            index += 1
+            continue
+        count = max(1, min(max_rows // (per_position * max(1, len(prompts))), len(positions) - index))
+        while count > 1 and bool((active[:, index : index + count] != active[:, index : index + 1]).any()):
+            count -= 1
+        size = max(1, max_rows // (per_position * count))
+        for first in range(0, len(prompts), size):
+            group = tuple(prompts[first : first + size])
+            chunks.append(Chunk(group, tuple(positions[index : index + count]), layers, (0, n_components)))
+        index += count
+    return chunks

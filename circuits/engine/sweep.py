@@ -1,0 +1,167 @@
+"""The wave front: branches join at their layer, and one product per weight matrix carries all of them onwards."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from circuits.engine.one_column import Attended, column_update, own_row
+from circuits.engine.products import Products
+from circuits.engine.record import LayerRecord, Record
+from circuits.engine.rows import Chosen, OneRow, Rows, Span, narrow
+from circuits.engine.wave import mlp_delta, norm_delta, suffix_attention, turned
+from interp.decoder import Decoder, Layer
+
+
+@dataclass(frozen=True)
+class Branches:
+    """Patches at one stage: differences of one row each [batch branch d_model], or of many [batch branch row d_model].
+
+    `p` is each branch's first changed position, and `slot` where its result belongs.
+    """
+
+    delta: Tensor
+    p: Int[Tensor, "branch"]
+    slot: Int[Tensor, "branch"]
+
+
+@dataclass(frozen=True)
+class Joining:
+    """Branches that begin in one layer; all three may be given.
+
+    Attributes:
+        mid: differences of one row of the stream between attention and MLP.
+        spread: the same for all rows of the span, as a patched key or value causes.
+        post: differences of one row of the stream after the block.
+    """
+
+    mid: Branches | None = None
+    spread: Branches | None = None
+    post: Branches | None = None
+
+
+Finish = Callable[[Branches, OneRow | Rows], None]
+QueriesAt = Callable[[int, Rows], Attended]
+
+
+def sweep(
+    decoder: Decoder,
+    base: Record,
+    joining: Callable[[int], Joining],
+    span: Span,
+    out: Rows,
+    finish: Finish,
+    queries: QueriesAt,
+    mul: Products,
+) -> None:
+    """Carry all branches to the final residual stream and hand them to `finish`.
+
+    Args:
+        joining: the branches that begin in a layer; -1 stands for the embedding, where only `post` is read.
+        span: positions that branches may change, up to the last one that the metric needs.
+        out: rows that the metric reads, within the span.
+        queries: attended state of the base run in a layer, at some rows.
+    """
+    one, full, last = joining(-1).post, None, len(decoder.layers) - 1
+    for number, layer in enumerate(decoder.layers):
+        kept = base.layers[number]
+        rows = out if number == last else span
+        joins = joining(number)
+        parts = [] if joins.spread is None else [_narrowed(joins.spread, span, rows)]
+        if full is not None:
+            parts.append(_attention_of_full(layer, kept, span, rows, full, mul))
+        if one is not None:
+            parts.append(_attention_of_one(layer, kept, rows, one, queries(number, rows), mul))
+        full = _through_mlp(layer, kept, rows, parts, mul)
+        mid = joins.mid
+        if mid is not None and layer.mlp is not None and not layer.parallel:
+            mid = Branches(mid.delta + mlp_delta(layer, kept, OneRow(mid.p), mid.delta, mul), mid.p, mid.slot)
+        one = merged([entry for entry in (mid, joins.post) if entry is not None])
+    if full is not None:
+        finish(full, out)
+    if one is not None:
+        finish(one, OneRow(one.p))
+
+
+def merged(parts: Iterable[Branches]) -> Branches | None:
+    """Several sets of branches as one; None for no branches at all."""
+    parts = [part for part in parts if len(part.p)]
+    if len(parts) < 2:
+        return parts[0] if parts else None
+    return Branches(*(torch.cat([getattr(part, name) for part in parts], axis) for name, axis in FIELDS))
+
+
+FIELDS = (("delta", 1), ("p", 0), ("slot", 0))
+
+
+def _narrowed(branches: Branches, span: Span, rows: Rows) -> tuple[Branches, Tensor | None]:
+    return Branches(narrow(branches.delta, span, rows), branches.p, branches.slot), None
+
+
+def _attention_of_full(
+    layer: Layer, base: LayerRecord, span: Span, rows: Rows, full: Branches, mul: Products
+) -> tuple[Branches, Tensor | None]:
+    """The stream after attention, and its difference before (for the MLP of a parallel block)."""
+    dy = norm_delta(layer.ln1, span_of(base.pre, span), span_of(base.normed_pre, span), full.delta)
+    dz = suffix_attention(layer, base, span, dy, rows, full.p, mul)
+    before = narrow(full.delta, span, rows)
+    carried = narrow(dy, span, rows) if layer.adds_to_normed else before
+    mid = mul(dz.flatten(-2), layer.attn.W_O.flatten(0, 1)) + carried
+    return Branches(mid, full.p, full.slot), before
+
+
+def _attention_of_one(
+    layer: Layer, base: LayerRecord, rows: Rows, one: Branches, state: Attended, mul: Products
+) -> tuple[Branches, Tensor | None]:
+    """One changed row: later queries see one changed column, and the row itself has a new query."""
+    attn, here = layer.attn, OneRow(one.p)
+    dy = norm_delta(layer.ln1, here.take(base.pre), here.take(base.normed_pre), one.delta)
+    position = here.positions(len(dy))
+    dk, dv = turned(attn.rotary, mul.heads(dy, attn.W_K), position), mul.heads(dy, attn.W_V)
+    dz = column_update(attn, state, base, rows, one.p, dk, dv, mul)  # [batch branch row head d_head]
+    at = rows.positions(len(dy)).to(dy.device)  # [batch row]
+    own = at[:, None] == one.p[:, None]  # [batch branch row]
+    dz = dz.masked_fill(own[..., None, None], 0)
+    reached = own.any(-1).any(0)  # branches whose own row is needed
+    if bool(reached.any()):
+        some = reached.nonzero()[:, 0]
+        dq = turned(attn.rotary, mul.heads(dy[:, some], attn.W_Q), position[:, some])
+        changed = own_row(attn, base, one.p[some], dq, dk[:, some], dv[:, some], mul)
+        dz = dz.index_add(1, some, own[:, some, :, None, None] * changed[:, :, None])
+    before = own[..., None] * one.delta[:, :, None]  # [batch branch row d_model]
+    carried = own[..., None] * dy[:, :, None] if layer.adds_to_normed else before
+    mid = mul(dz.flatten(-2), attn.W_O.flatten(0, 1)) + carried
+    return Branches(mid, one.p, one.slot), before
+
+
+def _through_mlp(
+    layer: Layer, base: LayerRecord, rows: Rows, parts: list[tuple[Branches, Tensor | None]], mul: Products
+) -> Branches | None:
+    """All many-row branches after the MLP."""
+    mid = merged([part for part, _ in parts])
+    if mid is None or layer.mlp is None:
+        return mid
+    if layer.parallel:
+        before = [torch.zeros_like(part.delta) if reads is None else reads for part, reads in parts if len(part.p)]
+        return Branches(mid.delta + mlp_delta(layer, base, rows, torch.cat(before, 1), mul), mid.p, mid.slot)
+    return Branches(mid.delta + mlp_delta(layer, base, rows, mid.delta, mul), mid.p, mid.slot)
+
+
+def span_of(x: Float[Tensor, "batch pos *width"], span: Span) -> Float[Tensor, "batch 1 row *width"]:
+    """The span's rows of a base tensor, with an axis for the branches."""
+    return span.take(x)
+
+
+def rows_to_read(read: Bool[Tensor, "batch pos"], span: Span) -> Rows:
+    """The rows of the span that the metric reads: the span itself where that is every row, else a list per prompt.
+
+    A prompt without any such row gets the span's first one, which does not count.
+    """
+    within = read[:, span.start : span.stop]
+    if bool(within.all()):
+        return span
+    most = max(1, int(within.sum(1).max()))
+    order = within.int().argsort(dim=1, descending=True, stable=True)[:, :most]  # read rows first, in order
+    return Chosen(order + span.start, within.gather(1, order))

@@ -1,0 +1,89 @@
+"""Carries differences through one block at a time: norms recomputed, nothing frozen, unchanged rows never touched.
+
+A branch is one patch. It starts as the difference of one row and, from the next block on, is a difference of all rows
+from its position to the last one that the metric needs. Formulas: patching note, sections 1.1 to 1.5; the exactness of
+each step is that of its float arithmetic.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuits.engine.products import Products
+from circuits.engine.record import LayerRecord
+from circuits.engine.rows import OneRow, Rows, Span, narrow
+from interp.decoder import ACTIVATIONS, Layer, Norm, Rotary
+
+
+def norm_delta(norm: Norm | None, base: Tensor, base_normed: Tensor, delta: Tensor) -> Tensor:
+    """norm(base + delta) - norm(base), with the norm recomputed and not linearised."""
+    return delta if norm is None else norm(base + delta).sub_(base_normed)
+
+
+def mlp_delta(
+    layer: Layer,
+    base: LayerRecord,
+    rows: OneRow | Rows,
+    delta: Float[Tensor, "batch branch *row d_model"],
+    mul: Products,
+) -> Float[Tensor, "batch branch *row d_model"]:
+    """What a change of the MLP's residual input changes in its output."""
+    mlp, reads = layer.mlp, base.pre if layer.parallel else base.mid
+    dy = norm_delta(layer.ln2, rows.take(reads), rows.take(base.normed_mid), delta)
+    act, inner = ACTIVATIONS[mlp.activation], mul(dy, mlp.W_in).add_(rows.take(base.inner))
+    gate = None if mlp.W_gate is None else act(mul(dy, mlp.W_gate).add_(rows.take(base.gate)))
+    post = act(inner) if gate is None else gate.mul_(inner)
+    return mul(post.sub_(rows.take(base.mlp_post)), mlp.W_out)
+
+
+def turned(rotary: Rotary | None, x: Float[Tensor, "*row head d_head"], position: Int[Tensor, "*row"]) -> Tensor:
+    """x after rotary positions, which are linear: they turn differences as they turn values."""
+    return x if rotary is None else rotary(x, position)
+
+
+def suffix_attention(
+    layer: Layer,
+    base: LayerRecord,
+    span: Span,
+    dy: Float[Tensor, "batch branch row d_model"],
+    out: Rows,
+    first: Int[Tensor, "branch"],
+    mul: Products,
+) -> Float[Tensor, "batch branch kept head d_head"]:
+    """z' - z at rows `out` for branches whose whole suffix changed; keys before the span are the base run's."""
+    attn, n_batch = layer.attn, len(dy)
+    position = span.positions(n_batch).to(dy.device)[:, None]  # [batch 1 row]
+    dk = turned(attn.rotary, mul.heads(dy, attn.W_K), position)
+    dv = mul.heads(dy, attn.W_V)
+    at = out.positions(n_batch).to(dy.device)  # [batch kept]
+    dq = turned(attn.rotary, mul.heads(narrow(dy, span, out), attn.W_Q), at[:, None])
+    q = dq.add_(out.take(base.q))  # [batch branch kept head d_head]
+    k, v = _with_suffix(base.k, dk, span), _with_suffix(base.v, dv, span)  # [batch*branch kv_head key d_head]
+    later = torch.arange(span.stop, device=dy.device) > at[..., None]  # [batch kept key]
+    z = _grouped_attention(q, k, v, ~later, attn.group, attn.scale)
+    mul.count(4 * q.numel() * span.stop)
+    dz = z.sub_(out.take(base.z))
+    return dz.masked_fill_((at[:, None] < first[:, None])[..., None, None], 0)
+
+
+def _with_suffix(base: Tensor, delta: Tensor, span: Span) -> Float[Tensor, "case kv_head key d_head"]:
+    """Base keys (or values) before the span, changed ones within it."""
+    n_batch, n_branch, _, heads, d_head = delta.shape
+    prefix = base[:, None, : span.start].expand(-1, n_branch, -1, -1, -1)
+    whole = torch.cat((prefix, delta.add_(base[:, None, span.start : span.stop])), 2)  # [batch branch key head d_head]
+    return whole.view(n_batch * n_branch, span.stop, heads, d_head).transpose(1, 2)
+
+
+def _grouped_attention(
+    q: Tensor, k: Tensor, v: Tensor, visible: Tensor, group: int, scale: float
+) -> Float[Tensor, "batch branch kept head d_head"]:
+    """Attention of the kept rows; the query heads of one key head are stacked as further rows."""
+    n_batch, n_branch, n_rows, heads, d_head = q.shape
+    q = q.view(n_batch * n_branch, n_rows, heads // group, group, d_head).permute(0, 2, 3, 1, 4).flatten(2, 3)
+    visible = visible.repeat(1, group, 1)  # [batch group*kept key]
+    same = n_batch == 1 or bool((visible == visible[:1]).all())
+    mask = visible[0] if same else visible.repeat_interleave(n_branch, 0)[:, None]
+    z = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)  # [case kv_head group*kept d_head]
+    z = z.unflatten(2, (group, n_rows)).permute(0, 3, 1, 2, 4)  # [case kept kv_head group d_head]
+    return z.reshape(n_batch, n_branch, n_rows, heads, d_head)

@@ -1,0 +1,110 @@
+"""What a patching call gives back: effects with the reason of every zero, as tensor, table and self-check."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuits.engine.plan import Plan
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+REASONS = (
+    "",
+    "before the first difference",
+    "after the metric",
+    "last layer, row not read",
+    "no difference",
+    "padding",
+)
+HEADED = {"z", "q", "k", "v"}
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Effects of `n` patches rerun through plain hooks, against those of the engine."""
+
+    n: int
+    max_error: float
+    l2_error: float
+    largest_effect: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.n} patches rerun through hooks: largest difference {self.max_error:.1e}, relative to all of them "
+            f"{self.l2_error:.1e} (largest effect {self.largest_effect:.3g})"
+        )
+
+
+@dataclass(frozen=True)
+class PatchResult:
+    """Effects of single patches.
+
+    Attributes:
+        effect: [prompt, layer, component, pos], metric(patched) - metric(base); never NaN, exactly 0 where `reason` is
+            not 0. The component is a head for z and q, a key-value head for k and v, a neuron for mlp_post, else 1.
+        reason: index into REASONS: why a patch has exactly no effect and was not run; 0 for those that were.
+        layers, components, positions: what the axes of `effect` stand for.
+        base, source: metric of the run that is patched into, and of the run that is patched from (None for ablations).
+        kind: what an effect is.
+        backend: what computed it.
+        plan: chunks, floating-point operations and memory.
+    """
+
+    effect: Float[Tensor, "prompt layer component pos"]
+    reason: Int[Tensor, "prompt layer component pos"]
+    site: str
+    layers: tuple[int, ...]
+    components: tuple[int, ...]
+    positions: tuple[int, ...]
+    base: Float[Tensor, "prompt"]
+    source: Float[Tensor, "prompt"] | None
+    direction: str
+    ablation: str
+    precision: str
+    backend: str
+    plan: Plan
+    seconds: float
+    kind: str = "single site, everything downstream recomputed"
+    setting: Any = field(default=None, repr=False)
+    model: Any = field(default=None, repr=False)
+
+    @property
+    def normalised(self) -> Float[Tensor, "prompt layer component pos"]:
+        """Effect as a share of metric(source) - metric(base): 1 where one patch gives the whole difference.
+
+        NaN for prompts where the two runs have the same metric, and for ablations, which have no other run.
+        """
+        whole = torch.full_like(self.base, torch.nan) if self.source is None else self.source - self.base
+        whole = torch.where(whole == 0, torch.nan, whole)
+        return self.effect / whole[:, None, None, None]
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """How many effects are exactly zero without having been run, by reason."""
+        counts = torch.bincount(self.reason.flatten().long(), minlength=len(REASONS)).tolist()
+        return {name: count for name, count in zip(REASONS, counts, strict=True) if name and count}
+
+    def to_frame(self) -> "pd.DataFrame":
+        """One row per (prompt, layer, component, pos) with the effect and the reason of a skipped zero."""
+        import pandas as pd
+
+        prompts = range(len(self.effect))
+        names = ["prompt", "layer", "head" if self.site in HEADED else "component", "pos"]
+        index = pd.MultiIndex.from_product([prompts, self.layers, self.components, self.positions], names=names)
+        return pd.DataFrame(
+            {
+                "effect": self.effect.flatten().cpu().numpy(),
+                "reason": [REASONS[i] for i in self.reason.flatten().tolist()],
+            },
+            index=index,
+        ).reset_index()
+
+    def verify(self, n: int = 32, seed: int = 0) -> Verification:
+        """Rerun n random patches (for all prompts each) through plain hooks of the model, one forward per patch."""
+        from circuits.patch_verify import verify
+
+        return verify(self, n, seed)

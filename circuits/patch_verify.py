@@ -1,0 +1,92 @@
+"""Reruns single patches by whole forward passes, to check what the engine computed from differences."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuits.metrics import UserMetric
+from circuits.patch_result import PatchResult, Verification
+from circuits.patching_reference import decoder_logits_patched
+from interp.decoder import Decoder
+from interp.model import Transformer
+from interp.rng import generator
+
+POINTS = {
+    "z": "attn.hook_z",
+    "q": "attn.hook_q",
+    "k": "attn.hook_k",
+    "v": "attn.hook_v",
+    "mlp_post": "mlp.hook_post",
+}
+
+
+def verify(result: PatchResult, n: int, seed: int) -> Verification:
+    """Compare n random patches that were run with the same patches by full forward passes."""
+    ran = (result.reason == 0).any(0).nonzero()  # [case 3]
+    if not len(ran):
+        return Verification(0, 0.0, 0.0, 0.0)
+    order = torch.randperm(len(ran), generator=generator(seed, "verify"))[:n]
+    errors, effects = [], []
+    for layer, component, pos in ran[order.to(ran.device)].tolist():
+        expected = rerun(result, layer, component, pos)
+        compared = result.reason[:, layer, component, pos] == 0
+        errors.append((result.effect[:, layer, component, pos] - expected)[compared])
+        effects.append(expected[compared])
+    error, effect = torch.cat(errors).double(), torch.cat(effects).double()
+    norm = float(effect.norm())
+    relative = float(error.norm()) / norm if norm else 0.0
+    return Verification(len(order), float(error.abs().max()), relative, float(effect.abs().max()))
+
+
+@torch.no_grad()
+def rerun(result: PatchResult, layer: int, component: int, pos: int) -> Float[Tensor, "prompt"]:
+    """The effect of one patch (indices into the axes of the result) by one forward pass for all prompts."""
+    setting = result.setting
+    prompts, site, wanted = setting.prompts, setting.site, result.layers[layer]
+    place = (result.positions[pos] - prompts.shift).clamp(min=0)  # [batch]
+    batch = torch.arange(len(place), device=place.device)
+    value = setting.source[wanted][batch, place]  # [batch *component width]
+    which = result.components[component]
+
+    def edit(activation: Tensor) -> Tensor:
+        changed = activation.clone()
+        if site in POINTS:
+            changed[batch, place, which] = value[:, which].to(activation)
+        else:
+            changed[batch, place] = value.to(activation)
+        return changed
+
+    patched = logits_with(result.model, prompts.base, site, wanted, edit)
+    before = logits_with(result.model, prompts.base)
+    return _value(result, patched, before) - _value(result, before, before)
+
+
+def logits_with(
+    model: Any,
+    tokens: Int[Tensor, "batch pos"],
+    site: str = "",
+    layer: int = -1,
+    edit: Callable[[Tensor], Tensor] | None = None,
+) -> Float[Tensor, "batch pos d_vocab"]:
+    """Logits with one activation edited, through the model's hooks or the written-out forward of a plain decoder."""
+    if isinstance(model, Decoder):
+        named = lambda name, number, x: edit(x) if (name, number) == (site, layer) else x  # noqa: E731
+        return decoder_logits_patched(model, tokens, None if edit is None else named)
+    if edit is None:
+        return model(tokens)
+    if isinstance(model, Transformer):
+        name = f"blocks.{layer}.{POINTS.get(site, f'hook_{site}')}"
+        return model.run_with_hooks(tokens, fwd_hooks=[(name, lambda activation, hook: edit(activation))])
+    raise NotImplementedError
+
+
+def _value(result: PatchResult, logits: Tensor, before: Tensor) -> Float[Tensor, "prompt"]:
+    setting = result.setting
+    if isinstance(setting.metric, UserMetric):
+        return setting.metric.fn(logits)
+    rows = setting.rows
+    at = (rows.prompt, rows.pos)
+    return rows.mean(setting.metric.of_logits(logits[at], rows, before[at]))
