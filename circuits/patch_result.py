@@ -69,8 +69,7 @@ class PatchResult:
     plan: Plan
     seconds: float
     kind: str = "single site, everything downstream recomputed"
-    setting: Any = field(default=None, repr=False)
-    model: Any = field(default=None, repr=False)
+    patches: Any = field(default=None, repr=False)
 
     @property
     def normalised(self) -> Float[Tensor, "prompt layer component pos"]:

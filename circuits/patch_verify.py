@@ -44,11 +44,11 @@ def verify(result: PatchResult, n: int, seed: int) -> Verification:
 @torch.no_grad()
 def rerun(result: PatchResult, layer: int, component: int, pos: int) -> Float[Tensor, "prompt"]:
     """The effect of one patch (indices into the axes of the result) by one forward pass for all prompts."""
-    setting = result.setting
-    prompts, site, wanted = setting.prompts, setting.site, result.layers[layer]
+    runs, site, wanted = result.patches.runs, result.site, result.layers[layer]
+    prompts = runs.prompts
     place = (result.positions[pos] - prompts.shift).clamp(min=0)  # [batch]
     batch = torch.arange(len(place), device=place.device)
-    value = setting.source[wanted][batch, place]  # [batch *component width]
+    value = result.patches.source[wanted][batch, place]  # [batch *component width]
     which = result.components[component]
 
     def edit(activation: Tensor) -> Tensor:
@@ -59,8 +59,8 @@ def rerun(result: PatchResult, layer: int, component: int, pos: int) -> Float[Te
             changed[batch, place] = value.to(activation)
         return changed
 
-    patched = logits_with(result.model, prompts.base, site, wanted, edit)
-    before = logits_with(result.model, prompts.base)
+    patched = logits_with(runs.model, prompts.base, site, wanted, edit)
+    before = logits_with(runs.model, prompts.base)
     return _value(result, patched, before) - _value(result, before, before)
 
 
@@ -84,9 +84,9 @@ def logits_with(
 
 
 def _value(result: PatchResult, logits: Tensor, before: Tensor) -> Float[Tensor, "prompt"]:
-    setting = result.setting
-    if isinstance(setting.metric, UserMetric):
-        return setting.metric.fn(logits)
-    rows = setting.rows
+    runs = result.patches.runs
+    if isinstance(runs.metric, UserMetric):
+        return runs.metric.fn(logits)
+    rows = runs.rows
     at = (rows.prompt, rows.pos)
-    return rows.mean(setting.metric.of_logits(logits[at], rows, before[at]))
+    return rows.mean(runs.metric.of_logits(logits[at], rows, before[at]))

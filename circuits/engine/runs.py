@@ -1,0 +1,168 @@
+"""The two runs of a patching call, checked and recorded: what is patched into, and what the new values are."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from circuits.engine.finish import is_read, metric_value
+from circuits.engine.products import Precision, Products
+from circuits.engine.prompts import Prompts, aligned
+from circuits.engine.record import LayerRecord, Record, record
+from circuits.metrics import Metric, UserMetric, metric_rows
+from circuits.metrics import Rows as MetricRows
+from interp.decoder import Decoder, decoder_of
+from interp.errors import UsageError
+from interp.model import Transformer
+from interp.rng import generator
+
+Direction = Literal["denoise", "noise"]
+Ablation = Literal["none", "zero", "mean", "resample"]
+DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "tf32": torch.float32, "bf16": torch.float32}
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Everything that a call computes with.
+
+    Attributes:
+        base: the run that is patched into.
+        other: the run that is patched from; None for ablations without one.
+    """
+
+    model: Any
+    decoder: Decoder
+    prompts: Prompts
+    base: Record
+    other: Record | None
+    metric: Metric | UserMetric
+    rows: MetricRows
+    direction: Direction
+    ablation: Ablation
+    seed: int
+    mul: Products
+
+    @property
+    def read(self) -> Bool[Tensor, "prompt pos"]:
+        """Positions that the metric reads."""
+        return is_read(self.rows, *self.base.final.shape[:2])
+
+    @property
+    def values(self) -> tuple[Float[Tensor, "prompt"], Float[Tensor, "prompt"] | None]:
+        """The metric of the base run and of the other one."""
+        runs = (self.base, self.other)
+        found = [run and metric_value(self.decoder, run, self.base, self.metric, self.rows) for run in runs]
+        return found[0], found[1]
+
+
+def runs_for(
+    model: Any,
+    *,
+    clean: Tensor,
+    corrupted: Tensor | None,
+    metric: Metric | UserMetric | Callable[[Tensor], Tensor],
+    direction: Direction,
+    ablation: Ablation,
+    mask: Tensor | None,
+    precision: Precision,
+    seed: int,
+) -> Runs:
+    """Check the arguments and record the runs.
+
+    Raises:
+        UsageError: naming the argument that is wrong.
+        NotExpressible: for a model that cannot be written exactly as a Decoder.
+    """
+    if precision not in DTYPES:
+        raise UsageError(f"precision: {precision!r}: expected one of {', '.join(DTYPES)}")
+    if direction not in ("denoise", "noise"):
+        raise UsageError(f"direction: {direction!r}: expected denoise or noise")
+    if ablation not in ("none", "zero", "mean", "resample"):
+        raise UsageError(f"ablation: {ablation!r}: expected none, zero, mean or resample")
+    if ablation == "none" and corrupted is None:
+        raise UsageError("corrupted: patching between two runs needs corrupted prompts; or name an ablation")
+    decoder = as_decoder(model).to(DTYPES[precision])
+    into_corrupted = ablation == "none" and direction == "denoise"
+    source = corrupted if ablation in ("none", "resample") else None
+    given = (corrupted, clean) if into_corrupted else (clean, source)
+    names = ("corrupted", "clean") if into_corrupted else ("clean", "corrupted")
+    prompts = aligned(*given, mask, names, decoder.W_E.shape[0], decoder.n_ctx)
+    base, other = both_runs(decoder, prompts)
+    check_finite(decoder, base)
+    named = UserMetric(metric) if callable(metric) and not hasattr(metric, "positions") else metric
+    rows = metric_rows(named, prompts.lengths)
+    return Runs(model, decoder, prompts, base, other, named, rows, direction, ablation, seed, Products(precision))
+
+
+def as_decoder(model: Any) -> Decoder:
+    """The model's weights and formulas.
+
+    Raises:
+        NotExpressible: for a model that cannot be written exactly as a Decoder.
+    """
+    if isinstance(model, Decoder):
+        return model
+    if isinstance(model, Transformer):
+        return decoder_of(model)
+    from interp.adapters.decoders import decoder_for
+
+    return decoder_for(model)
+
+
+def both_runs(decoder: Decoder, prompts: Prompts) -> tuple[Record, Record | None]:
+    """Base and source run, recorded as one batch."""
+    if prompts.source is None:
+        return record(decoder, prompts.base), None
+    n, both = len(prompts.base), record(decoder, torch.cat((prompts.base, prompts.source)))
+    return both.rows(slice(0, n)), both.rows(slice(n, None))
+
+
+def check_finite(decoder: Decoder, run: Record) -> None:
+    """Raise UsageError if a run gave NaN or infinity, naming the first weights that are to blame."""
+    if bool(run.normed_final.isfinite().all()):
+        return
+    for name, value in named_weights(decoder):
+        if not bool(value.isfinite().all()):
+            raise UsageError(f"model: {name} has values that are not finite")
+    raise UsageError("model: the weights are finite, but the residual stream overflows; try precision='fp64'")
+
+
+def named_weights(decoder: Decoder) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of the decoder with a name for messages."""
+    parts = {"": decoder, "ln_embed ": decoder.ln_embed, "ln_final ": decoder.ln_final}
+    for number, layer in enumerate(decoder.layers):
+        parts |= {f"blocks.{number} {name} ": getattr(layer, name) for name in ("ln1", "attn", "ln2", "mlp")}
+    for prefix, part in parts.items():
+        for name, value in vars(part).items() if part is not None else ():
+            if isinstance(value, Tensor):
+                yield f"{prefix}{name}", value
+
+
+def new_values(runs: Runs, read: Callable[[LayerRecord], Tensor]) -> list[Tensor]:
+    """What is put in at each layer, for the activation that `read` takes from a recorded block."""
+    if runs.other is not None:
+        return [read(run) for run in runs.other.layers]
+    return [replaced(runs, read(run)) for run in runs.base.layers]
+
+
+def replaced(runs: Runs, old: Float[Tensor, "batch pos *width"]) -> Float[Tensor, "batch pos *width"]:
+    """The values of the clean run after ablation.
+
+    Raises:
+        UsageError: for resampling among prompts that are too few or of several lengths.
+    """
+    if runs.ablation == "zero":
+        return torch.zeros_like(old)
+    lengths = runs.prompts.lengths
+    if runs.ablation == "mean":
+        place = torch.arange(old.shape[1], device=old.device)
+        return old[place < lengths[:, None]].mean(0).expand_as(old)
+    if len(old) < 2 or bool((lengths != lengths[0]).any()):
+        raise UsageError("corrupted: resampling among the clean prompts needs at least two, all of one length")
+    order = torch.randperm(len(old), generator=generator(runs.seed, "resample")).to(old.device)
+    partner = torch.empty_like(order)
+    partner[order] = order.roll(1)
+    return old[partner]
