@@ -253,8 +253,8 @@ def run_chunk(
     def state(number: int, rows: Rows) -> Attended:
         return queries.at(number, None if whole else prompts, base.layers[number], rows, span.stop)
 
-    def begin(number: int) -> Joining:
-        return joining(runs.decoder, base, source, wanted, number, span, state, runs.mul)
+    def begin(number: int, rows: Rows) -> Joining:
+        return joining(runs.decoder, base, source, wanted, number, rows, state, runs.mul)
 
     sweep(runs.decoder, base, begin, span, rows_to_read(read, span), finish, state, runs.mul)
 

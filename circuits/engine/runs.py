@@ -1,7 +1,7 @@
 """The two runs of a patching call, checked and recorded: what is patched into, and what the new values are."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -166,3 +166,12 @@ def replaced(runs: Runs, old: Float[Tensor, "batch pos *width"]) -> Float[Tensor
     partner = torch.empty_like(order)
     partner[order] = order.roll(1)
     return old[partner]
+
+
+def ablated(runs: Runs) -> Record:
+    """The base run with every activation replaced as the ablation says."""
+
+    def layer(run: LayerRecord) -> LayerRecord:
+        return LayerRecord(**{k: None if v is None else replaced(runs, v) for k, v in vars(run).items()})
+
+    return replace(runs.base, layers=tuple(layer(run) for run in runs.base.layers))

@@ -11,7 +11,7 @@ from torch import Tensor
 from circuits.engine.one_column import Attended, column_update, own_row
 from circuits.engine.products import Products
 from circuits.engine.record import LayerRecord, Record
-from circuits.engine.rows import Rows, Span
+from circuits.engine.rows import Rows
 from circuits.engine.sweep import Branches, Joining
 from circuits.engine.wave import turned
 from interp.decoder import Decoder, Layer
@@ -20,6 +20,7 @@ Site = Literal["z", "q", "k", "v", "resid_pre", "resid_mid", "resid_post", "attn
 SITES: tuple[Site, ...] = Site.__args__
 FIELD: dict[str, str] = {"q": "q_raw", "k": "k_raw", "resid_pre": "pre", "resid_mid": "mid", "resid_post": "post"}
 HEADED = {"z", "q", "k", "v"}
+BY_COMPONENT = HEADED | {"mlp_post"}  # sites whose values have an axis of components
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def joining(
     source: list[Tensor],
     wanted: Wanted,
     number: int,
-    span: Span,
+    rows: Rows,
     queries: Callable[[int, Rows], Attended],
     mul: Products,
 ) -> Joining:
@@ -64,6 +65,7 @@ def joining(
 
     Args:
         source: new values by layer, each of the shape of `values`.
+        rows: what the layer carries on.
     """
     entering = number + 1 if wanted.site == "resid_pre" else number
     if entering not in wanted.layers or entering >= len(decoder.layers):
@@ -71,11 +73,11 @@ def joining(
     layer, run = decoder.layers[entering], base.layers[entering]
     old = values(run, wanted.site)[:, wanted.positions]  # [batch pos ...]
     change = source[entering][:, wanted.positions] - old
-    if wanted.site in HEADED | {"mlp_post"}:
+    if wanted.site in BY_COMPONENT:
         change = change[:, :, wanted.components]
     slots = wanted.slots[entering][:, wanted.positions].T  # [pos component]
     if wanted.site in HEADED:
-        return _heads(wanted, layer, run, change, slots, span, lambda: queries(entering, span), mul)
+        return _heads(wanted, layer, run, change, slots, rows, lambda: queries(entering, rows), mul)
     if wanted.site == "mlp_post":
         delta = change[..., None] * layer.mlp.W_out[wanted.components]  # [batch pos neuron d_model]
         return Joining(post=_flat(delta, change[..., None], wanted.positions, slots))
@@ -109,7 +111,7 @@ def _heads(
     run: LayerRecord,
     change: Float[Tensor, "batch pos component d_head"],
     slots: Int[Tensor, "pos component"],
-    span: Span,
+    rows: Rows,
     queries: Callable[[], Attended],
     mul: Products,
 ) -> Joining:
@@ -138,7 +140,7 @@ def _heads(
         branches = Branches(delta, p, slot)
         return Joining(post=branches) if layer.parallel else Joining(mid=branches)
     dk, dv = (full, None) if wanted.site == "k" else (None, full)
-    dz = column_update(attn, queries(), run, span, p, dk, dv, mul)  # [batch branch row head d_head]
+    dz = column_update(attn, queries(), run, rows, p, dk, dv, mul)  # [batch branch row head d_head]
     return Joining(spread=Branches(mul(dz.flatten(-2), attn.W_O.flatten(0, 1)), p, slot))
 
 

@@ -29,17 +29,19 @@ class Branches:
 
 @dataclass(frozen=True)
 class Joining:
-    """Branches that begin in one layer; all three may be given.
+    """Branches that begin in one layer; all of them may be given.
 
     Attributes:
         mid: differences of one row of the stream between attention and MLP.
-        spread: the same for all rows of the span, as a patched key or value causes.
+        spread: the same for all rows that the layer carries on, as a patched key or value causes.
         post: differences of one row of the stream after the block.
+        spread_post: the same for all rows.
     """
 
     mid: Branches | None = None
     spread: Branches | None = None
     post: Branches | None = None
+    spread_post: Branches | None = None
 
 
 Finish = Callable[[Branches, OneRow | Rows], None]
@@ -49,7 +51,7 @@ QueriesAt = Callable[[int, Rows], Attended]
 def sweep(
     decoder: Decoder,
     base: Record,
-    joining: Callable[[int], Joining],
+    joining: Callable[[int, Rows], Joining],
     span: Span,
     out: Rows,
     finish: Finish,
@@ -59,45 +61,43 @@ def sweep(
     """Carry all branches to the final residual stream and hand them to `finish`.
 
     Args:
-        joining: the branches that begin in a layer; -1 stands for the embedding, where only `post` is read.
+        joining: the branches that begin in a layer, given the rows that it carries on; -1 stands for the embedding,
+            where only `post` and `spread_post` are read.
         span: positions that branches may change, up to the last one that the metric needs.
         out: rows that the metric reads, within the span.
         queries: attended state of the base run in a layer, at some rows.
     """
-    one, full, last = joining(-1).post, None, len(decoder.layers) - 1
+    embedded, last = joining(-1, span), len(decoder.layers) - 1
+    one, full = embedded.post, embedded.spread_post
     for number, layer in enumerate(decoder.layers):
         kept = base.layers[number]
         rows = out if number == last else span
-        joins = joining(number)
-        parts = [] if joins.spread is None else [_narrowed(joins.spread, span, rows)]
+        joins = joining(number, rows)
+        parts: list[tuple[Branches, Tensor | None]] = [] if joins.spread is None else [(joins.spread, None)]
         if full is not None:
             parts.append(_attention_of_full(layer, kept, span, rows, full, mul))
         if one is not None:
             parts.append(_attention_of_one(layer, kept, rows, one, queries(number, rows), mul))
-        full = _through_mlp(layer, kept, rows, parts, mul)
+        full = merged([_through_mlp(layer, kept, rows, parts, mul), joins.spread_post])
         mid = joins.mid
         if mid is not None and layer.mlp is not None and not layer.parallel:
             mid = Branches(mid.delta + mlp_delta(layer, kept, OneRow(mid.p), mid.delta, mul), mid.p, mid.slot)
-        one = merged([entry for entry in (mid, joins.post) if entry is not None])
+        one = merged([mid, joins.post])
     if full is not None:
         finish(full, out)
     if one is not None:
         finish(one, OneRow(one.p))
 
 
-def merged(parts: Iterable[Branches]) -> Branches | None:
+def merged(several: Iterable[Branches | None]) -> Branches | None:
     """Several sets of branches as one; None for no branches at all."""
-    parts = [part for part in parts if len(part.p)]
+    parts = [part for part in several if part is not None and len(part.p)]
     if len(parts) < 2:
         return parts[0] if parts else None
     return Branches(*(torch.cat([getattr(part, name) for part in parts], axis) for name, axis in FIELDS))
 
 
 FIELDS = (("delta", 1), ("p", 0), ("slot", 0))
-
-
-def _narrowed(branches: Branches, span: Span, rows: Rows) -> tuple[Branches, Tensor | None]:
-    return Branches(narrow(branches.delta, span, rows), branches.p, branches.slot), None
 
 
 def _attention_of_full(

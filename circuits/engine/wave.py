@@ -13,7 +13,7 @@ from torch import Tensor
 from circuits.engine.products import Products
 from circuits.engine.record import LayerRecord
 from circuits.engine.rows import OneRow, Rows, Span, narrow
-from interp.decoder import ACTIVATIONS, Layer, Norm, Rotary
+from interp.decoder import ACTIVATIONS, Attention, Layer, Norm, Rotary
 
 
 def norm_delta(norm: Norm | None, base: Tensor, base_normed: Tensor, delta: Tensor) -> Tensor:
@@ -29,12 +29,23 @@ def mlp_delta(
     mul: Products,
 ) -> Float[Tensor, "batch branch *row d_model"]:
     """What a change of the MLP's residual input changes in its output."""
+    return mul(mlp_post_delta(layer, base, rows, delta, mul), layer.mlp.W_out)
+
+
+def mlp_post_delta(
+    layer: Layer,
+    base: LayerRecord,
+    rows: OneRow | Rows,
+    delta: Float[Tensor, "batch branch *row d_model"],
+    mul: Products,
+) -> Float[Tensor, "batch branch *row d_mlp"]:
+    """What a change of the MLP's residual input changes in its neurons."""
     mlp, reads = layer.mlp, base.pre if layer.parallel else base.mid
     dy = norm_delta(layer.ln2, rows.take(reads), rows.take(base.normed_mid), delta)
     act, inner = ACTIVATIONS[mlp.activation], mul(dy, mlp.W_in).add_(rows.take(base.inner))
     gate = None if mlp.W_gate is None else act(mul(dy, mlp.W_gate).add_(rows.take(base.gate)))
     post = act(inner) if gate is None else gate.mul_(inner)
-    return mul(post.sub_(rows.take(base.mlp_post)), mlp.W_out)
+    return post.sub_(rows.take(base.mlp_post))
 
 
 def turned(rotary: Rotary | None, x: Float[Tensor, "*row head d_head"], position: Int[Tensor, "*row"]) -> Tensor:
@@ -55,23 +66,37 @@ def suffix_attention(
     attn, n_batch = layer.attn, len(dy)
     position = span.positions(n_batch).to(dy.device)[:, None]  # [batch 1 row]
     dk = turned(attn.rotary, mul.heads(dy, attn.W_K), position)
-    dv = mul.heads(dy, attn.W_V)
     at = out.positions(n_batch).to(dy.device)  # [batch kept]
     dq = turned(attn.rotary, mul.heads(narrow(dy, span, out), attn.W_Q), at[:, None])
-    q = dq.add_(out.take(base.q))  # [batch branch kept head d_head]
+    dz = attention_change(attn, base, span, dq, dk, mul.heads(dy, attn.W_V), out, mul)
+    return dz.masked_fill_((at[:, None] < first[:, None])[..., None, None], 0)
+
+
+def attention_change(
+    attn: Attention,
+    base: LayerRecord,
+    span: Span,
+    dq: Float[Tensor, "batch branch kept head d_head"],
+    dk: Float[Tensor, "batch branch row kv_head d_head"],
+    dv: Float[Tensor, "batch branch row kv_head d_head"],
+    out: Rows,
+    mul: Products,
+) -> Float[Tensor, "batch branch kept head d_head"]:
+    """z' - z at rows `out` when queries there, and keys and values of the span, change (after rotary positions)."""
+    at = out.positions(len(dq)).to(dq.device)  # [batch kept]
+    q = dq + out.take(base.q)
     k, v = _with_suffix(base.k, dk, span), _with_suffix(base.v, dv, span)  # [batch*branch kv_head key d_head]
-    later = torch.arange(span.stop, device=dy.device) > at[..., None]  # [batch kept key]
+    later = torch.arange(span.stop, device=dq.device) > at[..., None]  # [batch kept key]
     z = _grouped_attention(q, k, v, ~later, attn.group, attn.scale)
     mul.count(4 * q.numel() * span.stop)
-    dz = z.sub_(out.take(base.z))
-    return dz.masked_fill_((at[:, None] < first[:, None])[..., None, None], 0)
+    return z.sub_(out.take(base.z))
 
 
 def _with_suffix(base: Tensor, delta: Tensor, span: Span) -> Float[Tensor, "case kv_head key d_head"]:
     """Base keys (or values) before the span, changed ones within it."""
     n_batch, n_branch, _, heads, d_head = delta.shape
     prefix = base[:, None, : span.start].expand(-1, n_branch, -1, -1, -1)
-    whole = torch.cat((prefix, delta.add_(base[:, None, span.start : span.stop])), 2)  # [batch branch key head d_head]
+    whole = torch.cat((prefix, delta + base[:, None, span.start : span.stop]), 2)  # [batch branch key head d_head]
     return whole.view(n_batch * n_branch, span.stop, heads, d_head).transpose(1, 2)
 
 

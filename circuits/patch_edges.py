@@ -1,0 +1,320 @@
+"""Exact patching of single edges: one sender's output into one receiver's input, everything downstream recomputed."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from circuits.engine.edges import EdgeWave, Wanted
+from circuits.engine.edges_pooled import PooledWave, WantedPooled
+from circuits.engine.finish import Scores
+from circuits.engine.one_column import Attended, Queries
+from circuits.engine.plan import CACHE_ROWS, LARGEST_ROWS, free_memory, row_bytes
+from circuits.engine.products import Precision
+from circuits.engine.record import Record
+from circuits.engine.rows import OneRow, Rows, Span
+from circuits.engine.runs import Ablation, Direction, Runs, ablated, runs_for
+from circuits.engine.sweep import Branches, rows_to_read, sweep
+from circuits.graph import EdgeGraph, edge_graph
+from circuits.metrics import Metric, UserMetric
+from interp.errors import UnknownName, UsageError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Resolve = Literal["position", "query", "pooled"]
+
+
+@dataclass(frozen=True)
+class EdgeResult:
+    """Effects of single edges.
+
+    Attributes:
+        effect: [prompt, sender, receiver, pos]; with a further axis of queries where resolved by query; without
+            positions where pooled. The position is the sender's: for a query edge that of the query, for a key or value
+            edge that of the key. Exactly 0 for pairs that are no edge and for edges that cannot reach the metric.
+        asked: [sender, receiver], the edges that were asked for.
+        kind: what an effect is.
+    """
+
+    effect: Float[Tensor, "prompt sender receiver *place"]
+    asked: Bool[Tensor, "sender receiver"]
+    graph: EdgeGraph
+    base: Float[Tensor, "prompt"]
+    source: Float[Tensor, "prompt"] | None
+    direction: str
+    ablation: str
+    precision: str
+    flops: int
+    branches: int
+    seconds: float
+    kind: str = "single edge, everything downstream of the receiver recomputed"
+    runs: Any = field(default=None, repr=False)
+
+    def score(self, edge: str) -> Float[Tensor, "prompt *place"]:
+        """The effects of one edge by its name, such as `L0.H1->L1.H3.q`.
+
+        Raises:
+            UnknownName: for an edge that the model does not have.
+        """
+        sender, receiver = self.graph.index(edge)
+        return self.effect[:, sender, receiver]
+
+    def to_frame(self) -> "pd.DataFrame":
+        """One row per (prompt, edge, position) and, where resolved, query, for the edges that were asked for."""
+        import pandas as pd
+
+        sender, receiver = self.asked.nonzero(as_tuple=True)
+        names = [self.graph.name(s, r) for s, r in zip(sender.tolist(), receiver.tolist(), strict=True)]
+        picked = self.effect[:, sender, receiver]  # [prompt edge pos *query]
+        axes = [range(len(picked)), names, *(range(size) for size in picked.shape[2:])]
+        labels = ["prompt", "edge", "pos", "query"][: len(axes)]
+        index = pd.MultiIndex.from_product(axes, names=labels)
+        return pd.DataFrame({"effect": picked.flatten().cpu().numpy()}, index=index).reset_index()
+
+
+@torch.no_grad()
+def patch_edges(
+    model: Any,
+    *,
+    clean: Int[Tensor, "batch pos"],
+    metric: Metric | UserMetric | Callable[[Tensor], Tensor],
+    corrupted: Int[Tensor, "batch pos"] | None = None,
+    senders: Sequence[str] | None = None,
+    receivers: Sequence[str] | None = None,
+    resolve: Resolve = "position",
+    direction: Direction = "denoise",
+    ablation: Ablation = "none",
+    mask: Tensor | None = None,
+    precision: Precision = "fp32",
+    max_bytes: int | None = None,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> EdgeResult:
+    """What each single edge does to the metric when its sender's output is that of the other run.
+
+    The receiver alone sees the change: its input is that of the base run plus what the sender writes differently,
+    carried through the residual stream with all attention and MLP outputs on the way frozen, and normalised anew.
+    Whatever follows the receiver is recomputed. The arguments not named here are those of `patch_heads`.
+
+    Args:
+        senders, receivers: names as in `circuits.graph.edge_graph`; None for all.
+        resolve: "position" lets a changed key or value act on all later queries at once; "query" gives each (key
+            position, query position) its own effect; "pooled" patches the sender at all positions at once.
+
+    Raises:
+        UsageError: naming the argument that is wrong.
+        UnknownName: for a sender or receiver that the model does not have.
+    """
+    started = time.perf_counter()
+    if resolve not in ("position", "query", "pooled"):
+        raise UsageError(f"resolve: {resolve!r}: expected position, query or pooled")
+    runs = runs_for(
+        model,
+        clean=clean,
+        corrupted=corrupted,
+        metric=metric,
+        direction=direction,
+        ablation=ablation,
+        mask=mask,
+        precision=precision,
+        seed=seed,
+    )
+    graph = edge_graph(runs.decoder)
+    asked = asked_edges(graph, senders, receivers).to(runs.base.final.device)
+    n_pos = runs.base.final.shape[1]
+    places = {"position": (n_pos, 1), "query": (n_pos, n_pos), "pooled": (1, 1)}[resolve]
+    shape = (len(graph.senders), len(graph.receivers), *places)
+    slots = torch.arange(torch.Size(shape).numel(), device=asked.device).view(shape)
+    slots = slots.masked_fill(~asked[:, :, None, None], -1)
+    scores = Scores(runs.decoder, runs.base, runs.metric, runs.rows, slots.numel())
+    source = runs.other if runs.other is not None else ablated(runs)
+    run = _run_pooled if resolve == "pooled" else _run
+    branches = run(runs, source, graph, asked, slots, scores, max_bytes, progress)
+    kept = {"position": shape[:3], "query": shape, "pooled": shape[:2]}[resolve]
+    effect = scores.effect.view(len(clean), *kept)
+    base, other = runs.values
+    return EdgeResult(
+        effect=effect,
+        asked=asked,
+        graph=graph,
+        base=base,
+        source=other,
+        direction=direction,
+        ablation=ablation,
+        precision=precision,
+        flops=runs.mul.flops,
+        branches=branches,
+        seconds=time.perf_counter() - started,
+        runs=runs,
+    )
+
+
+def asked_edges(
+    graph: EdgeGraph, senders: Sequence[str] | None, receivers: Sequence[str] | None
+) -> Bool[Tensor, "sender receiver"]:
+    """Edges between the named nodes."""
+    asked = graph.exists.clone()
+    for kind, wanted, known in (("sender", senders, graph.senders), ("receiver", receivers, graph.receivers)):
+        if wanted is None:
+            continue
+        unknown = [name for name in wanted if name not in known]
+        if unknown:
+            raise UnknownName(kind, unknown[0], known)
+        keep = torch.tensor([name in set(wanted) for name in known])
+        asked &= keep[:, None] if kind == "sender" else keep
+    return asked
+
+
+@dataclass(frozen=True)
+class EdgeChunk:
+    """Edges that run together."""
+
+    positions: tuple[int, ...]
+    receivers: tuple[int, ...]
+
+
+def chunks_of(cost: list[int], positions: Sequence[int], stop: int, max_rows: int) -> Iterator[EdgeChunk]:
+    """Cut positions x receivers so that no chunk has many more than `max_rows` rows at once.
+
+    Args:
+        cost: branches per position of each receiver.
+    """
+    index = 0
+    while index < len(positions):
+        suffix = stop - positions[index]
+        whole = sum(cost) * suffix
+        if whole <= max_rows:
+            count = max(1, max_rows // max(1, whole))
+            yield EdgeChunk(tuple(positions[index : index + count]), tuple(range(len(cost))))
+            index += count
+            continue
+        group: list[int] = []
+        for receiver, branches in enumerate(cost):
+            if group and (sum(cost[r] for r in group) + branches) * suffix > max_rows:
+                yield EdgeChunk((positions[index],), tuple(group))
+                group = []
+            group.append(receiver)
+        yield EdgeChunk((positions[index],), tuple(group))
+        index += 1
+
+
+def _run(
+    runs: Runs,
+    source: Record,
+    graph: EdgeGraph,
+    asked: Bool[Tensor, "sender receiver"],
+    slots: Int[Tensor, "sender receiver pos query"],
+    scores: Scores,
+    max_bytes: int | None,
+    progress: Callable[[int, int], None] | None,
+) -> int:
+    """Run every chunk; returns how many branches there were."""
+    stop = int(runs.read.any(0).nonzero().max()) + 1
+    first = 0 if runs.other is None else int(runs.prompts.first_difference.min())
+    budget, max_rows = _limits(runs, max_bytes)
+    cost = (asked.sum(0) * (slots.shape[-1] if slots.shape[-1] > 1 else 1)).tolist()
+    chunks = list(chunks_of(cost, range(first, stop), stop, max_rows))
+    queries = Queries(runs.decoder.layers, runs.base, budget // 4 if len(chunks) > 1 else 0, runs.mul)
+    branches = 0
+    for done, chunk in enumerate(chunks, 1):
+        branches += _run_chunk(runs, source, graph, asked, slots, scores, chunk, stop, queries)
+        if progress is not None:
+            progress(done, len(chunks))
+    return branches
+
+
+def _run_chunk(
+    runs: Runs,
+    source: Record,
+    graph: EdgeGraph,
+    asked: Bool[Tensor, "sender receiver"],
+    slots: Int[Tensor, "sender receiver pos query"],
+    scores: Scores,
+    chunk: EdgeChunk,
+    stop: int,
+    queries: Queries,
+) -> int:
+    base = runs.base
+    device, prompts = base.final.device, torch.arange(len(base.final), device=base.final.device)
+    span, used = Span(chunk.positions[0], stop), asked[:, list(chunk.receivers)].any(1).tolist()
+    wanted = Wanted(
+        senders={name: i for i, name in enumerate(graph.senders) if used[i]},
+        receivers={graph.receivers[i]: i for i in chunk.receivers},
+        slots=slots,
+        positions=torch.tensor(chunk.positions, device=device),
+        read=runs.read.any(0)[:stop],
+    )
+    counted = 0
+
+    def finish(branches: Branches, where: OneRow | Rows) -> None:
+        nonlocal counted
+        counted += len(branches.p)
+        scores.add(branches, where, base, prompts, runs.mul)
+
+    def state(number: int, rows: Rows) -> Attended:
+        return queries.at(number, None, base.layers[number], rows, stop)
+
+    wave = EdgeWave(runs.decoder, base, source, wanted, state, runs.mul)
+    sweep(runs.decoder, base, wave.joining, span, rows_to_read(runs.read, span), finish, state, runs.mul)
+    if (direct := wave.logits()) is not None:
+        finish(*direct)
+    return counted
+
+
+def _limits(runs: Runs, max_bytes: int | None) -> tuple[int, int]:
+    """Bytes allowed, and rows of one prompt in a chunk."""
+    base = runs.base.final
+    budget = free_memory(base.device) // 4 if max_bytes is None else max_bytes
+    most = CACHE_ROWS if base.device.type == "cpu" else LARGEST_ROWS
+    return budget, max(1, min(most, budget // row_bytes(runs.decoder, base.element_size())) // len(base))
+
+
+def _run_pooled(
+    runs: Runs,
+    source: Record,
+    graph: EdgeGraph,
+    asked: Bool[Tensor, "sender receiver"],
+    slots: Int[Tensor, "sender receiver 1 1"],
+    scores: Scores,
+    max_bytes: int | None,
+    progress: Callable[[int, int], None] | None,
+) -> int:
+    """Edges at all positions at once, receivers in groups that fit; returns how many branches there were."""
+    base, mul = runs.base, runs.mul
+    prompts = torch.arange(len(base.final), device=base.final.device)
+    stop = int(runs.read.any(0).nonzero().max()) + 1
+    first = 0 if runs.other is None else int(runs.prompts.first_difference.min())
+    if first >= stop:
+        return 0
+    span = Span(first, stop)
+    out, (_, max_rows) = rows_to_read(runs.read, span), _limits(runs, max_bytes)
+    groups = [chunk.receivers for chunk in chunks_of(asked.sum(0).tolist(), [first], stop, max_rows)]
+    counted = 0
+
+    def finish(branches: Branches, where: OneRow | Rows) -> None:
+        nonlocal counted
+        counted += len(branches.p)
+        scores.add(branches, where, base, prompts, mul)
+
+    def state(number: int, rows: Rows) -> Attended:
+        raise AssertionError("a pooled branch never has a single changed row")
+
+    for done, receivers in enumerate(groups, 1):
+        used = asked[:, list(receivers)].any(1).tolist()
+        wanted = WantedPooled(
+            senders={name: i for i, name in enumerate(graph.senders) if used[i]},
+            receivers={graph.receivers[i]: i for i in receivers},
+            slots=slots[:, :, 0, 0],
+        )
+        wave = PooledWave(runs.decoder, base, source, wanted, span, out, mul)
+        sweep(runs.decoder, base, wave.joining, span, out, finish, state, mul)
+        if (direct := wave.logits()) is not None:
+            finish(direct, out)
+        if progress is not None:
+            progress(done, len(groups))
+    return counted
