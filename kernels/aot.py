@@ -22,8 +22,7 @@ from kernels.lazy import Launch, launch_options
 # Triton's backend, architecture and warp size of each target, and the shared memory (LDS) of one program in KiB.
 TARGETS = {"sm_80": ("cuda 80 32", 163), "sm_90": ("cuda 90 32", 227), "gfx942": ("hip gfx942 64", 64)}
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32", torch.int64: "i64"}
-MATRIX = re.compile(r"\b(?:[HQIBD]G?MMA|v_mfma\w*)\b")
-SPILL = re.compile(r"\b(?:STL|LDL)\b")
+MATRIX = re.compile(r"\b(?:wgmma\.mma_async|mma\.sync|v_mfma_\w+)\b")
 MULTIPLE_OF_16 = [["tt.divisibility", 16]]
 
 
@@ -36,7 +35,7 @@ class Resources:
     target: str
     config: str
     registers: int
-    spills: int  # spill instructions (NVIDIA) or spilled registers (AMD)
+    spill_bytes: int  # per thread, in the stack frame or scratch memory
     shared_bytes: int
     matrix_instructions: int
     faults: tuple[str, ...]
@@ -72,41 +71,42 @@ def compiled(launch: Launch, target: str) -> Any:
 
 
 def counted(kernel: Any) -> tuple[int, int, int]:
-    """Registers, spills and matrix instructions, read from the machine code."""
+    """Registers, spilled bytes and matrix instructions, read from what the compiler produced."""
     if "amdgcn" in kernel.asm:
         text = kernel.asm["amdgcn"]
         number = {key: int(value) for key, value in re.findall(r"\.(\w+_count|\w+_size):\s+(\d+)", text)}
-        registers = number["vgpr_count"] + number.get("agpr_count", 0)
-        spills = number["vgpr_spill_count"] + number["sgpr_spill_count"] + number.get("private_segment_fixed_size", 0)
-        return registers, spills, len(MATRIX.findall(text))
-    text = _disassembled(kernel.asm["cubin"])
-    used = re.search(r"REG:(\d+) STACK:(\d+)", text)
-    if used is None:
-        raise RuntimeError(f"cuobjdump printed no resource usage: {text[:200]!r}")
-    return int(used[1]), len(SPILL.findall(text)), len(MATRIX.findall(text))
+        spilled = max(
+            number["private_segment_fixed_size"], 4 * (number["vgpr_spill_count"] + number["sgpr_spill_count"])
+        )
+        return number["vgpr_count"] + number.get("agpr_count", 0), spilled, len(MATRIX.findall(text))
+    registers, stack = _usage(kernel.asm["cubin"])
+    return registers, stack, len(MATRIX.findall(kernel.asm["ptx"]))
 
 
-def _disassembled(cubin: bytes) -> str:
-    spec = find_spec("triton")
-    program = Path(spec.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+def _usage(cubin: bytes) -> tuple[int, int]:
+    """Registers and bytes of stack of a CUDA binary, by the cuobjdump that comes with Triton."""
+    program = Path(find_spec("triton").origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        done = subprocess.run([program, "-res-usage", "-sass", file.name], capture_output=True, text=True, check=True)
-    return done.stdout
+        done = subprocess.run([program, "-res-usage", file.name], capture_output=True, text=True, check=True)
+    used = re.search(r"REG:(\d+) STACK:(\d+)", done.stdout)
+    if used is None:
+        raise RuntimeError(f"cuobjdump printed no resource usage: {done.stdout[:200]!r}")
+    return int(used[1]), int(used[2])
 
 
 def judged(op: str, case: str, target: str, launch: Launch) -> Resources:
     """Compile one case and hold it against the limits: no spills, and shared memory that the device has."""
     kernel = compiled(launch, target)
-    registers, spills, matrix = counted(kernel)
+    registers, spilled, matrix = counted(kernel)
     shared, limit = kernel.metadata.shared, TARGETS[target][1] * 1024
-    faults = [f"{spills} spills"] if spills else []
+    faults = [f"{spilled} bytes spilled"] if spilled else []
     faults += [f"{shared} bytes of shared memory, {limit} available"] if shared > limit else []
     faults += ["no matrix instruction"] if "PRECISION" in launch.constexprs and not matrix else []
     sizes = " ".join(f"{name.lower()}={size}" for name, size in launch.config.sizes.items())
     config = f"{sizes} warps={launch.config.num_warps}"
-    return Resources(op, case, target, config, registers, spills, shared, matrix, tuple(faults))
+    return Resources(op, case, target, config, registers, spilled, shared, matrix, tuple(faults))
 
 
 def table(targets: list[str], ops: list[str]) -> Iterator[Resources]:
@@ -133,7 +133,7 @@ def show(rows: list[Resources]) -> None:
     grid = Table(title="Kernels compiled ahead of time")
     for name in ("op", "case", "target", "config"):
         grid.add_column(name, no_wrap=True)
-    for name in ("registers", "spills", "shared bytes", "matrix instr."):
+    for name in ("registers", "spilled bytes", "shared bytes", "matrix instr."):
         grid.add_column(name, justify="right", no_wrap=True)
     for row, n in Counter(replace(row, case="") for row in rows).items():
         case = next(one.case for one in rows if replace(one, case="") == row)

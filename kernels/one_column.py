@@ -1,19 +1,21 @@
 """One-column softmax update: what one changed key and value does to base attention rows.
 
-For a row with weights a_j over the columns, a = a_p the weight of the changed column and r = 1 - a that of the rest,
+For a row with weights a_j over the columns, a = a_p = exp(s_p - lse) the weight of the changed column, r = 1 - a that
+of the rest, lse_rest = lse + log r, scores s_p before and s' = s_p + ds after,
 
-    x = log a - log r,   t = sigmoid(x + ds),   ds = scale * q . dk
+    t = sigmoid(s' - lse_rest)
     t - a = t r (-expm1(-ds))  where ds > 0,   a (1 - t) expm1(ds)  elsewhere
     o' - o = (t - a) (v_p - o_rest) + t dv,    v_p - o_rest = (v_p - o) / r
 
-which needs no subtraction of a score, a weight or an output from another that is close to it, with one exception: r and
-v_p - o lose all digits as a -> 1 (attention sinks). Weights sum to 1, so at most one column of a row can have a > 1/2;
-for the column with the largest weight (`top`) the base run therefore stores log-sum-exp and output without it
-(`lse_rest`, `o_rest`). Source: softmax algebra; "argmax-out" form of the patching note.
+which subtracts no weight or output from another that is close to it: ds is the product of q with dk, taken beside the
+one with k + dk. One exception is left: r and v_p - o lose all digits as a -> 1 (attention sinks). Weights sum to 1, so
+at most one column of a row can have a > 1/2; for the column with the largest weight (`top`) the base run therefore
+stores log-sum-exp and output without it (`lse_rest`, `o_rest`). Source: softmax algebra; "argmax-out" form of the
+patching note.
 
 Memory traffic per (row, head), in units of 4 d_head bytes: base tile q, o, o_rest read once per PER_PROGRAM patches
 (3), then one output written per patch (1). dk, dv, k_p, v_p of a patch are read once per tile of rows, from cache. Some
-10 d_head operations per output row: bound by the output.
+15 d_head operations per output row: bound by the output.
 """
 
 from dataclasses import dataclass
@@ -97,10 +99,12 @@ def recorded(scores: Float[Tensor, "batch head q_pos k_pos"], v: Float[Tensor, "
 
 
 def moved(
-    log_weight: Float[Tensor, "*#row"],
+    score: Float[Tensor, "*#row"],
+    new_score: Float[Tensor, "*#row"],
     d_score: Float[Tensor, "*#row"],
     is_top: Bool[Tensor, "*#row"],
-    log_rest: Float[Tensor, "*#row"],
+    lse: Float[Tensor, "*#row"],
+    lse_rest: Float[Tensor, "*#row"],
     o: Float[Tensor, "*#row d_head"],
     o_rest: Float[Tensor, "*#row d_head"],
     v: Float[Tensor, "*#row d_head"],
@@ -109,16 +113,15 @@ def moved(
     """o' - o by the formulas above; every argument broadcasts, so that patches of one column share its base rows.
 
     Args:
-        log_weight: log a, -inf where the row does not see the column (the result is 0 there).
-        is_top: whether the column is the row's `top`.
-        log_rest: lse_rest - lse; read where `is_top`.
+        score: s_p, -inf with new_score -inf where the row does not see the column (the result is 0 there).
+        d_score: their difference, from the difference of the keys.
+        is_top: whether the column is the row's `top`; lse_rest and o_rest are read only there.
         v: base value of the column.
     """
-    rest = log_rest.exp()
-    log_weight = torch.where(is_top & (rest < 0.5), torch.log1p(-rest), log_weight)  # free of the score's rounding
-    a = log_weight.exp()
+    rest = (lse_rest - lse).exp()
+    a = torch.where(is_top & (rest < 0.5), 1 - rest, (score - lse).exp())  # 1 - rest is free of the score's rounding
     rest = torch.where(is_top, rest, 1 - a)
-    x = log_weight - torch.where(is_top, log_rest, torch.log1p(-a)) + d_score
+    x = new_score - torch.where(is_top, lse_rest, lse + torch.log1p(-a))
     t = x.sigmoid()
     change = torch.where(d_score > 0, -t * rest * torch.expm1(-d_score), a * (-x).sigmoid() * torch.expm1(d_score))
     change = torch.where(is_top, change, change / rest)
@@ -146,12 +149,11 @@ def reference(
 
     at = (prompt[patch], pos)
     query = q[at]  # [row head d_head]
-    log_weight = (query * per_row(k[prompt, column])).sum(-1) * scale - state.lse[at]
-    d_score = (query * per_row(d_k)).sum(-1) * scale
+    key = k[prompt, column]
+    score, new_score, d_score = ((query * per_row(x)).sum(-1) * scale for x in (key, key + d_k, d_k))
     is_top = state.top[at] == column[patch][:, None]
-    log_rest = state.lse_rest[at] - state.lse[at]
-    v_p = per_row(v[prompt, column])
-    return moved(log_weight, d_score, is_top, log_rest, state.o[at], state.o_rest[at], v_p, per_row(d_v))
+    base = (state.lse[at], state.lse_rest[at], state.o[at], state.o_rest[at])
+    return moved(score, new_score, d_score, is_top, *base, per_row(v[prompt, column]), per_row(d_v))
 
 
 @jit
@@ -170,15 +172,12 @@ def expm1(x):
 
 
 @jit
-def coefficients(log_weight, d_score, is_top, log_rest):
+def coefficients(score, new_score, d_score, is_top, lse, lse_rest):
     """What multiplies v_p - o (v_p - o_rest for `top`), and t."""
-    rest = tl.exp(log_rest)
-    log_weight = tl.where(is_top & (rest < 0.5), tl.log(1.0 - tl.minimum(rest, 0.5)), log_weight)
-    a = tl.exp(log_weight)
-    rest = tl.where(
-        is_top, rest, tl.maximum(1.0 - a, 0.25)
-    )  # other columns have at most half; the bound is for unused rows
-    x = log_weight - tl.where(is_top, log_rest, tl.log(rest)) + d_score
+    rest = tl.exp(lse_rest - lse)
+    a = tl.where(is_top & (rest < 0.5), 1.0 - rest, tl.exp(score - lse))
+    rest = tl.where(is_top, rest, tl.maximum(1.0 - a, 0.25))  # below 1/2 only in rows not wanted
+    x = new_score - tl.where(is_top, lse_rest, lse + tl.log(tl.where(is_top, 1.0, rest)))
     t = 1.0 / (1.0 + tl.exp(-x))
     kept = 1.0 / (1.0 + tl.exp(x))
     change = tl.where(d_score > 0, -t * rest * expm1(-d_score), a * kept * expm1(d_score))
@@ -203,7 +202,7 @@ def one_column_kernel(
     o_tile = tl.load(o + wide, mask, 0.0).to(tl.float32)
     rest_tile = tl.load(o_rest + wide, mask, 0.0).to(tl.float32)
     lse_row = tl.load(lse + row, pos < n_q, 0.0).to(tl.float32)
-    log_rest = tl.load(lse_rest + row, pos < n_q, 0.0).to(tl.float32) - lse_row
+    lse_rest_row = tl.load(lse_rest + row, pos < n_q, 0.0).to(tl.float32)
     top_row = tl.load(top + row, pos < n_q, -1)
     first = tl.load(begin + batch) + tl.program_id(2) * PER_PROGRAM
     last = tl.minimum(first + PER_PROGRAM, tl.load(begin + batch + 1))
@@ -218,9 +217,10 @@ def one_column_kernel(
             dk = tl.load(d_k + fresh, dim < D, 0.0).to(tl.float32)
             dv = tl.load(d_v + fresh, dim < D, 0.0).to(tl.float32)
             is_top = top_row == p
-            log_weight = tl.sum(q_tile * k_p[None, :], 1) * scale - lse_row
+            score = tl.sum(q_tile * k_p[None, :], 1) * scale
+            new_score = tl.sum(q_tile * (k_p + dk)[None, :], 1) * scale
             d_score = tl.sum(q_tile * dk[None, :], 1) * scale
-            change, t = coefficients(log_weight, d_score, is_top, log_rest)
+            change, t = coefficients(score, new_score, d_score, is_top, lse_row, lse_rest_row)
             toward = v_p[None, :] - tl.where(is_top[:, None], rest_tile, o_tile)
             moved_tile = change[:, None] * toward + t[:, None] * dv[None, :]
             out_row = (tl.load(offset + j) + pos - low) * heads + head
@@ -299,6 +299,7 @@ class Case(NamedTuple):
     d_head: int = 32
     n_patches: int = 5
     sink: float = 0.0  # how far the score of column 0 stands above the others
+    size: float = 1.0  # scale of the differences
     last_only: bool = False
 
 
@@ -307,6 +308,7 @@ CASES = {
     "d_head 64, grouped queries, two ragged prompts": Case(batch=2, heads=4, kv_heads=2, d_head=64),
     "d_head 128": Case(n_pos=33, d_head=128, heads=1, kv_heads=1),
     "d_head 24, last row only": Case(d_head=24, last_only=True, n_patches=9),
+    "small differences": Case(size=1e-5),
     "d_head 80": Case(d_head=80, n_pos=20),
     "more patches than one program writes": Case(n_pos=6, heads=1, kv_heads=1, d_head=16, n_patches=70),
     "sink, 1 - a about 1e-3": Case(sink=10.0, n_patches=8),
@@ -334,6 +336,6 @@ def example(case: Case, generator: torch.Generator) -> tuple:
     stop = case.n_pos - prompt  # prompts of unequal length
     column = column.clamp(max=stop - 1)
     start = stop - 1 if case.last_only else column
-    d_k, d_v = (torch.randn(n, case.kv_heads, case.d_head, generator=generator) for _ in range(2))
+    d_k, d_v = (torch.randn(n, case.kv_heads, case.d_head, generator=generator) * case.size for _ in range(2))
     d_k[::2, :, 0] -= case.sink / (3.0 * scale)
     return q, k, v, state, Patches(prompt, column, start, stop), d_k, d_v, scale
