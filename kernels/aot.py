@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
@@ -155,6 +156,9 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     if find_spec("triton") is None:
         print("error: triton is not installed; it exists for Linux only: pip install triton", file=sys.stderr)
+        return 1
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        print("error: TRITON_INTERPRET=1 is set, and interpreted kernels are not compiled: unset it", file=sys.stderr)
         return 1
     targets = chosen.target or ["sm_90"]
     rows = list(table(list(TARGETS) if "all" in targets else targets, chosen.op or names()))

@@ -3,7 +3,7 @@
     out[row] = act(h[index[row]] + a[row] B) - act(h[index[row]])
 
 where h are the base pre-activations (bias included) and a B their difference. A and B may be float32 or bfloat16; sums,
-h and the result are float32.
+h and the result are float32, and the rounding error is relative to the activation, not to its difference.
 
 Memory traffic: one read of A, B and (from cache) h, one write of the result, where a product followed by a separate
 activation also writes and reads the product: 8 d_mlp of about 12 d_mlp + 4 d_model bytes per row saved. 2 d_model d_mlp

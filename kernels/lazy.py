@@ -77,7 +77,8 @@ class Launch:
     def start(self) -> Any:
         """Run it, unless there is nothing to do, and return the outputs."""
         if math.prod(self.grid):
-            self.kernel.jitted()[self.grid](**self.arguments, **self.constexprs, **launch_options(self.config))
+            with torch.cuda.device_of(next(x for x in self.arguments.values() if isinstance(x, Tensor))):
+                self.kernel.jitted()[self.grid](**self.arguments, **self.constexprs, **launch_options(self.config))
         return self.outputs
 
 

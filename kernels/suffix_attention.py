@@ -10,6 +10,8 @@ packed rows of its own branches under the mask "same branch and j <= i", in one 
 the prefix, no second pass to merge. Base q, k, v and o are gathered inside: inputs and outputs are differences. Source:
 prefix sharing as in Hydragen (Juravsky et al. 2024), with differences in and out.
 
+The rounding error of the result is relative to o, not to the difference.
+
 Memory traffic per tile and head, in units of 4 d_head bytes: 3 BM (dq, q, o) + 2 first (base k, v, from cache for all
 tiles but the first) + 4 BN per block of own keys (k, dk, v, dv), and BM written. 4 d_head operations per visible pair
 of query and key: bound by arithmetic from about 100 keys on.

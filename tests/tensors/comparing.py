@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -51,10 +52,44 @@ def bound(truth: Tensor, eager: Tensor) -> float:
     return 2 * largest(eager - truth) + FLOOR * largest(truth)
 
 
-def example(op: str, case: str) -> tuple:
-    """The arguments of a case."""
+def example(op: str, case: str | int) -> tuple:
+    """The arguments of a case, or of random sizes drawn with a seed."""
     module = load(op)
-    return module.example(module.CASES[case], torch.Generator().manual_seed(0))
+    sizes = module.CASES[case] if isinstance(case, str) else DRAWN[op](module.Case, random.Random(case))
+    return module.example(sizes, torch.Generator().manual_seed(0))
+
+
+def drawn_heads(draw: random.Random) -> dict[str, int]:
+    """Random numbers of heads, grouped or not, and their size."""
+    kv_heads = draw.randint(1, 2)
+    return {"heads": kv_heads * draw.randint(1, 3), "kv_heads": kv_heads, "d_head": draw.randint(1, 40)}
+
+
+def drawn_spans(case: type, draw: random.Random) -> Any:
+    """Groups of random prompts, spans and branches; some with only some of their queries, some empty."""
+    n_pos, batch, spans = draw.randint(1, 40), draw.randint(1, 3), []
+    for _ in range(draw.randint(1, 4)):
+        first = draw.randrange(n_pos)
+        stop = draw.randint(first + 1, n_pos)
+        some = tuple(sorted(draw.sample(range(first, stop), draw.randint(0, stop - first))))
+        spans.append((draw.randrange(batch), first, stop, draw.randint(0, 5), draw.choice((None, some))))
+    return case(tuple(spans), batch, n_pos, **drawn_heads(draw), sink=draw.choice((0.0, 12.0)))
+
+
+DRAWN = {
+    "one_column": lambda case, draw: case(
+        draw.randint(1, 3), draw.randint(3, 50), **drawn_heads(draw), n_patches=draw.randint(0, 9)
+    ),
+    "suffix_attention": drawn_spans,
+    "delta_norm": lambda case, draw: case(
+        draw.randint(0, 40), draw.randint(1, 5), draw.randint(4, 300), draw.random() < 0.5, patches=draw.randint(0, 3)
+    ),
+    "norm_logit": lambda case, draw: case(
+        draw.randint(0, 40), draw.randint(1, 5), draw.randint(4, 300), draw.randint(1, 4), draw.random() < 0.5
+    ),
+    "delta_gemm": lambda case, draw: case(*(draw.randint(1, 90) for _ in range(4))),
+    "kl": lambda case, draw: case(draw.randint(0, 70), *(draw.randint(1, 90) for _ in range(3))),
+}
 
 
 def causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:

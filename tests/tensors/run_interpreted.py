@@ -19,7 +19,8 @@ def poisoned(*size, _empty=torch.empty, **options) -> torch.Tensor:
 def done(job: dict, folder: Path) -> dict:
     """Error of a kernel against float64, the error allowed, and which implementation ran.
 
-    A job names `op` and `case`, and may have `old` and `new`: the text of the module to replace first.
+    A job names `op` and `case` (a name, or the seed of random sizes), and may have `old` and `new`: text of the module
+    to replace first.
     """
     op, arguments = job["op"], example(job["op"], job["case"])
     truth = flat(load(op).reference(*cast(arguments, torch.float64)))

@@ -97,3 +97,8 @@ def test_table_marks_what_breaks_a_limit_and_the_command_fails(monkeypatch, caps
     assert "another, and 1 more" in printed
     monkeypatch.setattr("kernels.aot.table", lambda targets, ops: iter([row]))
     assert main(["--json"]) == 1
+    monkeypatch.setattr("kernels.aot.table", lambda targets, ops: iter([]))
+    assert main(["--json"]) == 0
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert main(["--json"]) == 1
+    assert "error: TRITON_INTERPRET=1 is set" in capsys.readouterr().err

@@ -4,10 +4,11 @@ from importlib.util import find_spec
 
 import pytest
 
-from tests.tensors.comparing import CASES, interpreted
+from tests.tensors.comparing import CASES, DRAWN, interpreted
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 
+SEEDS = [(op, seed) for op in DRAWN for seed in range(5)]
 PREFIX_KEY = "        key = tl.load(k + at, seen, 0.0).to(tl.float32)\n"
 OWN_KEY = "key = tl.load(k + at, seen, 0.0).to(tl.float32) + tl.load(d_k"
 OWN_VALUE = "value = tl.load(v + at, seen, 0.0).to(tl.float32) + tl.load(d_v"
@@ -56,13 +57,13 @@ MUTATIONS = {
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> dict:
     """Errors of every case, and of every mutated kernel on its case, from one process."""
-    jobs = {(op, case): {"op": op, "case": case} for op, case in CASES}
+    jobs = {(op, case): {"op": op, "case": case} for op, case in CASES + SEEDS}
     jobs |= {name: {"op": op, "case": case, "old": old, "new": new} for name, (op, case, old, new) in MUTATIONS.items()}
     outcomes = interpreted(list(jobs.values()), tmp_path_factory.mktemp("mutants"))
     return dict(zip(jobs, outcomes, strict=True))
 
 
-@pytest.mark.parametrize(("op", "case"), CASES, ids=lambda part: part)
+@pytest.mark.parametrize(("op", "case"), CASES + SEEDS, ids=str)
 def test_interpreted_kernel_is_as_exact_as_the_reference(results, op, case):
     got = results[op, case]
     assert got["by"] == "interpret"

@@ -9,7 +9,7 @@ from kernels import kl
 from kernels.dispatch import load
 from kernels.one_column import Patches, moved, recorded
 from kernels.suffix_attention import Groups
-from tests.tensors.comparing import CASES, NAIVE, bound, cast, example, flat, largest, mutant, rebuilt
+from tests.tensors.comparing import CASES, DRAWN, NAIVE, bound, cast, example, flat, largest, mutant, rebuilt
 
 EXACT = 1e-10  # relative to the largest value: float64 rounding through softmax, norms and sums
 MUTATIONS = {
@@ -37,7 +37,7 @@ MUTATIONS = {
 }
 
 
-@pytest.mark.parametrize(("op", "case"), CASES, ids=lambda part: part)
+@pytest.mark.parametrize(("op", "case"), CASES + [(op, seed) for op in DRAWN for seed in range(20)], ids=str)
 def test_reference_in_float64_is_the_operation_written_out(op, case):
     arguments = rebuilt(op, cast(example(op, case), torch.float64))
     truth = flat(NAIVE[op](*arguments))
