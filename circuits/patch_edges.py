@@ -17,7 +17,7 @@ from circuits.engine.plan import CACHE_ROWS, LARGEST_ROWS, free_memory, row_byte
 from circuits.engine.products import Precision
 from circuits.engine.record import Record
 from circuits.engine.rows import OneRow, Rows, Span
-from circuits.engine.runs import Ablation, Direction, Runs, ablated, runs_for
+from circuits.engine.runs import Ablation, Direction, Runs, ablated, as_decoder, runs_for
 from circuits.engine.sweep import Branches, rows_to_read, sweep
 from circuits.graph import EdgeGraph, edge_graph
 from circuits.metrics import Metric, UserMetric
@@ -108,6 +108,7 @@ def patch_edges(
 
     Raises:
         UsageError: naming the argument that is wrong.
+        NotExpressible: for a model that cannot be written exactly as a Decoder.
         UnknownName: for a sender or receiver that the model does not have.
     """
     started = time.perf_counter()
@@ -115,6 +116,7 @@ def patch_edges(
         raise UsageError(f"resolve: {resolve!r}: expected position, query or pooled")
     runs = runs_for(
         model,
+        as_decoder(model),
         clean=clean,
         corrupted=corrupted,
         metric=metric,

@@ -14,7 +14,7 @@ from circuits.engine.plan import CACHE_ROWS, LARGEST_ROWS, free_memory, row_byte
 from circuits.engine.products import Precision
 from circuits.engine.record import Record
 from circuits.engine.rows import Span
-from circuits.engine.runs import Ablation, Direction, Runs, ablated, runs_for
+from circuits.engine.runs import Ablation, Direction, Runs, ablated, as_decoder, runs_for
 from circuits.engine.sets import by_layer_and_site, carry
 from circuits.engine.sites import BY_COMPONENT, SITES, n_components
 from circuits.engine.sweep import Branches, rows_to_read
@@ -91,10 +91,12 @@ def patch_sets(
 
     Raises:
         UsageError: naming the argument that is wrong.
+        NotExpressible: for a model that cannot be written exactly as a Decoder.
     """
     started = time.perf_counter()
     runs = runs_for(
         model,
+        as_decoder(model),
         clean=clean,
         corrupted=corrupted,
         metric=metric,

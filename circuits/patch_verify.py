@@ -7,20 +7,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from circuits.engine.sites import BY_COMPONENT
 from circuits.metrics import UserMetric
 from circuits.patch_result import PatchResult, Verification
 from circuits.patching_reference import decoder_logits_patched
+from interp.adapters.bridge import site_hooks
 from interp.decoder import Decoder
-from interp.model import Transformer
 from interp.rng import generator
-
-POINTS = {
-    "z": "attn.hook_z",
-    "q": "attn.hook_q",
-    "k": "attn.hook_k",
-    "v": "attn.hook_v",
-    "mlp_post": "mlp.hook_post",
-}
 
 
 def verify(result: PatchResult, n: int, seed: int) -> Verification:
@@ -53,7 +46,7 @@ def rerun(result: PatchResult, layer: int, component: int, pos: int) -> Float[Te
 
     def edit(activation: Tensor) -> Tensor:
         changed = activation.clone()
-        if site in POINTS:
+        if site in BY_COMPONENT:
             changed[batch, place, which] = value[:, which].to(activation)
         else:
             changed[batch, place] = value.to(activation)
@@ -73,14 +66,14 @@ def logits_with(
 ) -> Float[Tensor, "batch pos d_vocab"]:
     """Logits with one activation edited, through the model's hooks or the written-out forward of a plain decoder."""
     if isinstance(model, Decoder):
-        named = lambda name, number, x: edit(x) if (name, number) == (site, layer) else x  # noqa: E731
+
+        def named(name: str, number: int, x: Tensor) -> Tensor:
+            return edit(x) if (name, number) == (site, layer) else x
+
         return decoder_logits_patched(model, tokens, None if edit is None else named)
     if edit is None:
         return model(tokens)
-    if isinstance(model, Transformer):
-        name = f"blocks.{layer}.{POINTS.get(site, f'hook_{site}')}"
-        return model.run_with_hooks(tokens, fwd_hooks=[(name, lambda activation, hook: edit(activation))])
-    raise NotImplementedError
+    return model.run_with_hooks(tokens, fwd_hooks=site_hooks(model, site, layer, edit))
 
 
 def _value(result: PatchResult, logits: Tensor, before: Tensor) -> Float[Tensor, "prompt"]:

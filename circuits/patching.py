@@ -4,6 +4,7 @@ Exact means the stated single-site intervention, to rounding. It says nothing of
 """
 
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,13 +27,14 @@ from circuits.engine.plan import (
 )
 from circuits.engine.products import Precision
 from circuits.engine.rows import OneRow, Rows, Span
-from circuits.engine.runs import Ablation, Direction, Runs, new_values, runs_for
+from circuits.engine.runs import Ablation, Direction, Runs, as_decoder, new_values, runs_for
 from circuits.engine.sites import SITES, Site, Wanted, joining, n_components, values
 from circuits.engine.sweep import Branches, Joining, rows_to_read, sweep
 from circuits.metrics import Metric, UserMetric
+from circuits.patch_by_forwards import patch_by_forwards
 from circuits.patch_result import REASONS, PatchResult
 from interp.decoder import Decoder
-from interp.errors import UsageError
+from interp.errors import NotExpressible, UsageError
 from interp.model import Transformer
 
 
@@ -77,7 +79,8 @@ def patch_heads(
     """What each single patch does to the metric: metric(patched run) - metric(base run).
 
     Args:
-        model: our Transformer, a Decoder, or an outside model that an adapter can write as one.
+        model: our Transformer, a Decoder, or a TransformerBridge. A bridge that cannot be written exactly as a Decoder
+            is patched by full forwards, and a warning says why.
         clean, corrupted: prompts that agree position by position; rows of unequal length with `mask`.
         metric: one of `circuits.metrics`, or a function of logits [batch, pos, d_vocab] that gives [batch].
         site: "z" (head outputs before W_O), "q", "k", "v", "resid_pre", "resid_mid", "resid_post", "attn_out",
@@ -96,8 +99,28 @@ def patch_heads(
         UsageError: naming the argument that is wrong.
     """
     started = time.perf_counter()
+    try:
+        decoder = as_decoder(model)
+    except NotExpressible as reason:
+        warnings.warn(f"patching by full forwards, which is slower: {reason}", stacklevel=2)
+        return patch_by_forwards(
+            model,
+            clean=clean,
+            corrupted=corrupted,
+            metric=metric,
+            site=site,
+            direction=direction,
+            ablation=ablation,
+            layers=layers,
+            components=components,
+            positions=positions,
+            mask=mask,
+            seed=seed,
+            progress=progress,
+        )
     runs = runs_for(
         model,
+        decoder,
         clean=clean,
         corrupted=corrupted,
         metric=metric,

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuits.engine.finish import is_read, metric_value
@@ -60,6 +60,7 @@ class Runs:
 
 def runs_for(
     model: Any,
+    decoder: Decoder,
     *,
     clean: Tensor,
     corrupted: Tensor | None,
@@ -74,7 +75,6 @@ def runs_for(
 
     Raises:
         UsageError: naming the argument that is wrong.
-        NotExpressible: for a model that cannot be written exactly as a Decoder.
     """
     if precision not in DTYPES:
         raise UsageError(f"precision: {precision!r}: expected one of {', '.join(DTYPES)}")
@@ -84,7 +84,7 @@ def runs_for(
         raise UsageError(f"ablation: {ablation!r}: expected none, zero, mean or resample")
     if ablation == "none" and corrupted is None:
         raise UsageError("corrupted: patching between two runs needs corrupted prompts; or name an ablation")
-    decoder = as_decoder(model).to(DTYPES[precision])
+    decoder = decoder.to(DTYPES[precision])
     into_corrupted = ablation == "none" and direction == "denoise"
     source = corrupted if ablation in ("none", "resample") else None
     given = (corrupted, clean) if into_corrupted else (clean, source)
@@ -149,20 +149,26 @@ def new_values(runs: Runs, read: Callable[[LayerRecord], Tensor]) -> list[Tensor
 
 
 def replaced(runs: Runs, old: Float[Tensor, "batch pos *width"]) -> Float[Tensor, "batch pos *width"]:
-    """The values of the clean run after ablation.
+    """The values of the clean run after the call's ablation."""
+    return replaced_values(old, runs.ablation, runs.prompts.lengths, runs.seed)
+
+
+def replaced_values(
+    old: Float[Tensor, "batch pos *width"], ablation: Ablation, lengths: Int[Tensor, "batch"], seed: int
+) -> Float[Tensor, "batch pos *width"]:
+    """Zeros, the mean over prompts and positions, or another prompt's values.
 
     Raises:
         UsageError: for resampling among prompts that are too few or of several lengths.
     """
-    if runs.ablation == "zero":
+    if ablation == "zero":
         return torch.zeros_like(old)
-    lengths = runs.prompts.lengths
-    if runs.ablation == "mean":
+    if ablation == "mean":
         place = torch.arange(old.shape[1], device=old.device)
         return old[place < lengths[:, None]].mean(0).expand_as(old)
     if len(old) < 2 or bool((lengths != lengths[0]).any()):
         raise UsageError("corrupted: resampling among the clean prompts needs at least two, all of one length")
-    order = torch.randperm(len(old), generator=generator(runs.seed, "resample")).to(old.device)
+    order = torch.randperm(len(old), generator=generator(seed, "resample")).to(old.device)
     partner = torch.empty_like(order)
     partner[order] = order.roll(1)
     return old[partner]
