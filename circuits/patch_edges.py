@@ -12,7 +12,7 @@ from torch import Tensor
 from circuits.engine.edges import EdgeWave, Wanted
 from circuits.engine.edges_pooled import PooledWave, WantedPooled
 from circuits.engine.finish import Scores
-from circuits.engine.one_column import Attended, Queries
+from circuits.engine.one_column import Queries
 from circuits.engine.plan import CACHE_ROWS, LARGEST_ROWS, free_memory, row_bytes
 from circuits.engine.products import Precision
 from circuits.engine.record import Record
@@ -22,6 +22,7 @@ from circuits.engine.sweep import Branches, rows_to_read, sweep
 from circuits.graph import EdgeGraph, edge_graph
 from circuits.metrics import Metric, UserMetric
 from interp.errors import UnknownName, UsageError
+from kernels.one_column import State
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -218,10 +219,10 @@ def _run(
     """Run every chunk; returns how many branches there were."""
     stop = int(runs.read.any(0).nonzero().max()) + 1
     first = 0 if runs.other is None else int(runs.prompts.first_difference.min())
-    budget, max_rows = _limits(runs, max_bytes)
+    max_rows = _limits(runs, max_bytes)
     cost = (asked.sum(0) * (slots.shape[-1] if slots.shape[-1] > 1 else 1)).tolist()
     chunks = list(chunks_of(cost, range(first, stop), stop, max_rows))
-    queries = Queries(runs.decoder.layers, runs.base, budget // 4 if len(chunks) > 1 else 0, runs.mul)
+    queries = Queries(runs.decoder.layers, runs.base, len(chunks) > 1, runs.mul)
     branches = 0
     for done, chunk in enumerate(chunks, 1):
         branches += _run_chunk(runs, source, graph, asked, slots, scores, chunk, stop, queries)
@@ -258,7 +259,7 @@ def _run_chunk(
         counted += len(branches.p)
         scores.add(branches, where, base, prompts, runs.mul)
 
-    def state(number: int, rows: Rows) -> Attended:
+    def state(number: int, rows: Rows) -> State:
         return queries.at(number, None, base.layers[number], rows, stop)
 
     wave = EdgeWave(runs.decoder, base, source, wanted, state, runs.mul)
@@ -268,12 +269,12 @@ def _run_chunk(
     return counted
 
 
-def _limits(runs: Runs, max_bytes: int | None) -> tuple[int, int]:
-    """Bytes allowed, and rows of one prompt in a chunk."""
+def _limits(runs: Runs, max_bytes: int | None) -> int:
+    """Rows of one prompt in a chunk that fits."""
     base = runs.base.final
     budget = free_memory(base.device) // 4 if max_bytes is None else max_bytes
     most = CACHE_ROWS if base.device.type == "cpu" else LARGEST_ROWS
-    return budget, max(1, min(most, budget // row_bytes(runs.decoder, base.element_size())) // len(base))
+    return max(1, min(most, budget // row_bytes(runs.decoder, base.element_size())) // len(base))
 
 
 def _run_pooled(
@@ -294,7 +295,7 @@ def _run_pooled(
     if first >= stop:
         return 0
     span = Span(first, stop)
-    out, (_, max_rows) = rows_to_read(runs.read, span), _limits(runs, max_bytes)
+    out, max_rows = rows_to_read(runs.read, span), _limits(runs, max_bytes)
     groups = [chunk.receivers for chunk in chunks_of(asked.sum(0).tolist(), [first], stop, max_rows)]
     counted = 0
 
@@ -303,7 +304,7 @@ def _run_pooled(
         counted += len(branches.p)
         scores.add(branches, where, base, prompts, mul)
 
-    def state(number: int, rows: Rows) -> Attended:
+    def state(number: int, rows: Rows) -> State:
         raise AssertionError("a pooled branch never has a single changed row")
 
     for done, receivers in enumerate(groups, 1):

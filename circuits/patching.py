@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuits.engine.finish import Scores
-from circuits.engine.one_column import Attended, Queries
+from circuits.engine.one_column import Queries
 from circuits.engine.plan import (
     CACHE_ROWS,
     LARGEST_ROWS,
@@ -25,7 +25,7 @@ from circuits.engine.plan import (
     free_memory,
     row_bytes,
 )
-from circuits.engine.products import Precision
+from circuits.engine.products import Backend, Precision
 from circuits.engine.rows import OneRow, Rows, Span
 from circuits.engine.runs import Ablation, Direction, Runs, as_decoder, new_values, runs_for
 from circuits.engine.sites import SITES, Site, Wanted, joining, n_components, values
@@ -36,6 +36,7 @@ from circuits.patch_result import REASONS, PatchResult
 from interp.decoder import Decoder
 from interp.errors import NotExpressible, UsageError
 from interp.model import Transformer
+from kernels.one_column import State
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def patch_heads(
     positions: Sequence[int] | None = None,
     mask: Tensor | None = None,
     precision: Precision = "fp32",
-    backend: str = "auto",
+    backend: Backend = "auto",
     max_bytes: int | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -91,6 +92,8 @@ def patch_heads(
         layers, components, positions: which ones; None for all. Positions count from the first column of `clean`.
         mask: true where a token is real; padding on either side.
         precision: of the weight products of differences: "fp32", "fp64", or by name the coarser "tf32" and "bf16".
+        backend: "auto" takes the tested kernel on a GPU and torch elsewhere; "torch" and "triton" demand one. The
+            result says which ran.
         max_bytes: memory that chunks may take; None for a quarter of what is free.
         seed: draws the partners of "resample" without corrupted prompts.
         progress: called with (chunks done, chunks in all) after each chunk; may raise to cancel.
@@ -128,6 +131,7 @@ def patch_heads(
         ablation=ablation,
         mask=mask,
         precision=precision,
+        backend=backend,
         seed=seed,
     )
     patches = patches_of(runs, site, layers, components, positions)
@@ -234,8 +238,7 @@ def run_plan(
     slots = torch.arange(reason[0].numel(), device=reason.device).view(reason.shape[1:])
     scores = Scores(runs.decoder, runs.base, runs.metric, runs.rows, reason[0].numel())
     equal = torch.ones_like(reason[0].flatten(), dtype=torch.bool)
-    keep_bytes = plan.budget // 4 if len(plan.chunks) > 2 else 0
-    queries = Queries(runs.decoder.layers, runs.base, keep_bytes, runs.mul)
+    queries = Queries(runs.decoder.layers, runs.base, len(plan.chunks) > 2, runs.mul)
     for done, chunk in enumerate(plan.chunks, 1):
         run_chunk(patches, chunk, slots, scores, equal, queries)
         if progress is not None:
@@ -273,7 +276,7 @@ def run_chunk(
         equal[branches.slot] = False
         scores.add(branches, where, base, prompts, runs.mul)
 
-    def state(number: int, rows: Rows) -> Attended:
+    def state(number: int, rows: Rows) -> State:
         return queries.at(number, None if whole else prompts, base.layers[number], rows, span.stop)
 
     def begin(number: int, rows: Rows) -> Joining:
@@ -303,7 +306,7 @@ def result_of(patches: Patches, plan: Plan, effect: Tensor, reason: Tensor, seco
         direction=runs.direction,
         ablation=runs.ablation,
         precision=runs.mul.precision,
-        backend="torch",
+        backend=", ".join(f"{op}: {by}" for op, by in sorted(runs.mul.ran.items())),
         plan=replace(plan, flops=spent),
         seconds=seconds,
         patches=patches,

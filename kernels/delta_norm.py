@@ -5,9 +5,9 @@ same for x + d,
 
     norm(x + d) - norm(x) = w (d r' + x (r' - r)),   r' - r = -mean(d (2 x + d)) (r r')^2 / (r + r')
 
-so that nothing is frozen and the rounding error stays proportional to d (where r' and r differ by a quarter, their
-plain difference is as good). The bias of the norm cancels. The patch of a row that joins here is added to its
-difference first, in the same pass.
+so that nothing is frozen and the rounding error stays proportional to d. Where r' and r differ by a quarter, the plain
+form w ((x + d) r' - x r) is as good, and better where d cancels x. The bias of the norm cancels. The patch of a row
+that joins here is added to its difference first, in the same pass.
 
 Memory traffic per row, in units of 4 d_model bytes: difference read (1), base row read from cache (1), result written
 (1); with patches, patch read for the rows that have one and the new difference written (1). Bound by memory.
@@ -56,32 +56,52 @@ def difference(
     centred: bool,
 ) -> Float[Tensor, "row d_model"]:
     """norm(base[index] + delta) - norm(base[index]) by the formula above."""
-    if centred:
-        base, delta = base - base.mean(-1, keepdim=True), delta - delta.mean(-1, keepdim=True)
-    x, scale = base[index], (base.square().mean(-1, keepdim=True) + eps).rsqrt()[index]
+    x, scale = standardised(base, eps, centred)
+    return changed(x[index], scale[index], delta, w, eps, centred)
+
+
+def standardised(
+    base: Float[Tensor, "*row d_model"], eps: float, centred: bool
+) -> tuple[Float[Tensor, "*row d_model"], Float[Tensor, "*row 1"]]:
+    """x and r of the formula above: what does not depend on the difference."""
+    x = base - base.mean(-1, keepdim=True) if centred else base
+    return x, (x.square().mean(-1, keepdim=True) + eps).rsqrt()
+
+
+def changed(
+    x: Float[Tensor, "*#row d_model"],
+    scale: Float[Tensor, "*#row 1"],
+    delta: Float[Tensor, "*#row d_model"],
+    w: Float[Tensor, "d_model"] | None,
+    eps: float,
+    centred: bool,
+) -> Float[Tensor, "*#row d_model"]:
+    """The difference of the norm from `standardised` base rows; x broadcasts, so that branches share their base."""
+    delta = delta - delta.mean(-1, keepdim=True) if centred else delta
     moved = x + delta  # [row d_model]
     after = (moved.square().mean(-1, keepdim=True) + eps).rsqrt()
-    change = after - scale
-    near = change.abs() < 0.25 * scale
-    gain = moved.add_(x).mul_(delta).mean(-1, keepdim=True)
-    change = torch.where(near, -gain * (scale * after).square() / (scale + after), change)
+    far = (after - scale).abs() >= 0.25 * scale  # as where the difference cancels the base row: there, plainly
+    gain = (moved + x).mul_(delta).mean(-1, keepdim=True)
+    change = torch.where(far, -scale, -gain * (scale * after).square() / (scale + after))
+    if bool(far.any()):
+        delta = torch.where(far, moved, delta)
     result = torch.addcmul(delta * after, x, change, out=moved)
     return result if w is None else result.mul_(w)
 
 
 @jit
 def norm_parts(x, d, mask, eps, D: constexpr, CENTRED: constexpr):
-    """x and d of the formula, r' and r' - r, for tiles [rows, d_model]."""
+    """x, what r' multiplies, r', and what multiplies x (r' - r, or -r in the plain form), for tiles [rows, d_model]."""
     if CENTRED:
         x = tl.where(mask, x - tl.sum(x, 1)[:, None] / D, 0.0)
         d = tl.where(mask, d - tl.sum(d, 1)[:, None] / D, 0.0)
     scale = 1.0 / tl.sqrt_rn(tl.sum(x * x, 1) / D + eps)
     after = 1.0 / tl.sqrt_rn(tl.sum((x + d) * (x + d), 1) / D + eps)
     both = scale * after
-    change = after - scale
+    near = tl.abs(after - scale) < 0.25 * scale
     exact = -(tl.sum(d * (2.0 * x + d), 1) / D) * both * both / (scale + after)
-    change = tl.where(tl.abs(change) < 0.25 * scale, exact, change)
-    return x, d, after, change
+    change = tl.where(near, exact, -scale)
+    return x, tl.where(near[:, None], d, x + d), after, change
 
 
 @jit

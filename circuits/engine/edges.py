@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from circuits.engine.one_column import Attended, column_update, own_row
+from circuits.engine.one_column import column_update, own_row
 from circuits.engine.products import Products
 from circuits.engine.record import LayerRecord, Record
 from circuits.engine.rows import OneRow, Rows, Span
@@ -19,6 +19,7 @@ from circuits.engine.sites import through_output
 from circuits.engine.sweep import Branches, Joining, merged
 from circuits.engine.wave import mlp_delta, norm_delta, turned
 from interp.decoder import Decoder, Layer
+from kernels.one_column import State
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class EdgeWave:
         base: Record,
         source: Record,
         wanted: Wanted,
-        queries: Callable[[int, Rows], Attended],
+        queries: Callable[[int, Rows], State],
         mul: Products,
     ):
         self.decoder, self.base, self.source, self.wanted = decoder, base, source, wanted
@@ -119,7 +120,7 @@ class EdgeWave:
         delta, positions, other = before.delta, self.wanted.positions, self.source.layers[number]
         if layer.adds_to_normed and len(before):
             here = OneRow(before.p)
-            delta = norm_delta(layer.ln1, here.take(run.pre), here.take(run.normed_pre), delta)
+            delta = norm_delta(layer.ln1, run.pre, here, delta, self.mul)
         heads = [h for h in range(len(layer.attn.W_Q)) if f"L{number}.H{h}" in self.wanted.senders]
         if not heads:
             return Stream(delta, before.p, before.sender)
@@ -167,7 +168,7 @@ class EdgeWave:
     ) -> tuple[Branches | None, Branches | None]:
         """Query branches (one row) and key and value branches (all later rows) of one layer."""
         attn, here = layer.attn, OneRow(stream.p)
-        dy = norm_delta(layer.ln1, here.take(run.pre), here.take(run.normed_pre), stream.delta)
+        dy = norm_delta(layer.ln1, run.pre, here, stream.delta, self.mul)
         position = here.positions(len(dy))
         shared = "KV" if attn.group > 1 else "H"
         names = {"q": [f"L{number}.H{h}.q" for h in range(len(attn.W_Q))]}

@@ -72,8 +72,7 @@ class PooledWave:
     def _attention(self, number: int, layer: Layer, run: LayerRecord) -> None:
         """The stream after attention: renormalised where the block does so, with this layer's heads."""
         if layer.adds_to_normed and self.senders:
-            take = self.span.take
-            self.stream = norm_delta(layer.ln1, take(run.pre), take(run.normed_pre), self.stream)
+            self.stream = norm_delta(layer.ln1, run.pre, self.span, self.stream, self.mul)
         rows = slice(self.span.start, self.span.stop)
         change = (self.source.layers[number].z - run.z)[:, rows]  # [batch row head d_head]
         for head in range(len(layer.attn.W_Q)):
@@ -90,7 +89,7 @@ class PooledWave:
 
     def _slots(self, number: int, layer: Layer, run: LayerRecord, rows: Rows) -> Branches | None:
         attn, span, mul = layer.attn, self.span, self.mul
-        dy = norm_delta(layer.ln1, span.take(run.pre), span.take(run.normed_pre), self.stream)
+        dy = norm_delta(layer.ln1, run.pre, span, self.stream, mul)
         at = {"q": rows.positions(len(dy)).to(dy.device)[:, None]}
         at["k"] = span.positions(len(dy)).to(dy.device)[:, None]
         shared = "KV" if attn.group > 1 else "H"

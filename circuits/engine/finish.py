@@ -47,7 +47,7 @@ class Scores:
         else:
             rows = self.row_of[prompts[:, None], where.positions(len(prompts)).to(prompts.device)]  # [batch row]
             rows = rows.masked_fill(~where.counts, -1) if isinstance(where, Chosen) else rows
-        dy = norm_delta(self.decoder.ln_final, where.take(base.final), where.take(base.normed_final), branches.delta)
+        dy = norm_delta(self.decoder.ln_final, base.final, where, branches.delta, mul)
         if isinstance(self.metric, UserMetric):
             self._user(branches, where, dy, prompts, mul)
             return

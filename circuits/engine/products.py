@@ -1,23 +1,36 @@
 """Matrix products of differences in a named precision, counted: where the engine multiplies by weights."""
 
-from dataclasses import dataclass
-from typing import Literal
+import os
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from interp.errors import UsageError
+from kernels import dispatch
+
+Backend = Literal["auto", "torch", "triton"]
 Precision = Literal["fp64", "fp32", "tf32", "bf16"]
 MANTISSA = {"tf32": 13, "bf16": 16}  # bits of a float32 that the format drops
 
 
 @dataclass
 class Products:
-    """Weight products of one engine run; `flops` counts 2 per multiply-add and `launches` the products."""
+    """Weight products of one engine run, and which implementation runs its other operations.
+
+    Attributes:
+        flops: 2 per multiply-add.
+        launches: products, attentions and kernels so far.
+        ran: implementation by operation, for those that a kernel exists for.
+    """
 
     precision: Precision = "fp32"
+    backend: Backend = "auto"
     flops: int = 0
     launches: int = 0
+    ran: dict[str, str] = field(default_factory=dict)
 
     def __call__(
         self, delta: Float[Tensor, "*row n_in"], weight: Float[Tensor, "n_in n_out"]
@@ -47,6 +60,30 @@ class Products:
         if self.precision in ("fp64", "fp32"):
             return delta @ weight
         return rounded(delta, self.precision) @ rounded(weight, self.precision)
+
+    def kernel_for(self, op: str, x: Tensor) -> bool:
+        """Whether an operation on such tensors is handed to `kernels.dispatch`, rather than computed densely here.
+
+        Raises:
+            UsageError: where kernels are demanded on a device that cannot run them.
+        """
+        forced = os.environ.get(dispatch.VARIABLE)
+        wanted = self.backend != "torch" and x.dtype == torch.float32 and (x.is_cuda or forced not in (None, "torch"))
+        if self.backend == "triton" and not wanted:
+            raise UsageError(
+                f"backend: triton needs float32 tensors on a GPU (or {dispatch.VARIABLE}=interpret), not {x.dtype} on "
+                f"{x.device}"
+            )
+        if not wanted:
+            self.ran.setdefault(op, "torch")
+        return wanted
+
+    def run(self, op: str, *arguments: Any) -> Any:
+        """An operation by the implementation that `kernels.dispatch` names for it."""
+        self.launches += 1
+        done = dispatch.run(op, *arguments)
+        self.ran[op] = done.by
+        return done.value
 
     def count(self, flops: int) -> None:
         """Book work done elsewhere, such as attention scores."""

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuits.engine.finish import is_read, metric_value
-from circuits.engine.products import Precision, Products
+from circuits.engine.products import Backend, Precision, Products
 from circuits.engine.prompts import Prompts, aligned
 from circuits.engine.record import LayerRecord, Record, record
 from circuits.metrics import Metric, UserMetric, metric_rows
@@ -70,6 +70,7 @@ def runs_for(
     mask: Tensor | None,
     precision: Precision,
     seed: int,
+    backend: Backend = "auto",
 ) -> Runs:
     """Check the arguments and record the runs.
 
@@ -78,6 +79,8 @@ def runs_for(
     """
     if precision not in DTYPES:
         raise UsageError(f"precision: {precision!r}: expected one of {', '.join(DTYPES)}")
+    if backend not in ("auto", "torch", "triton"):
+        raise UsageError(f"backend: {backend!r}: expected auto, torch or triton")
     if direction not in ("denoise", "noise"):
         raise UsageError(f"direction: {direction!r}: expected denoise or noise")
     if ablation not in ("none", "zero", "mean", "resample"):
@@ -94,7 +97,9 @@ def runs_for(
     check_finite(decoder, base)
     named = UserMetric(metric) if callable(metric) and not hasattr(metric, "positions") else metric
     rows = metric_rows(named, prompts.lengths)
-    return Runs(model, decoder, prompts, base, other, named, rows, direction, ablation, seed, Products(precision))
+    return Runs(
+        model, decoder, prompts, base, other, named, rows, direction, ablation, seed, Products(precision, backend)
+    )
 
 
 def as_decoder(model: Any) -> Decoder:

@@ -83,7 +83,7 @@ def carry(
 def _block(stage: Stage, delta: Tensor, mul: Products) -> Float[Tensor, "batch branch row d_model"]:
     layer, base, span, attn = stage.layer, stage.base, stage.span, stage.layer.attn
     delta = stage.overwritten("resid_pre", delta, False)
-    dy = norm_delta(layer.ln1, span.take(base.pre), span.take(base.normed_pre), delta)
+    dy = norm_delta(layer.ln1, base.pre, span, delta, mul)
     projected = ((site, mul.heads(dy, weight)) for site, weight in (("q", attn.W_Q), ("k", attn.W_K), ("v", attn.W_V)))
     dq, dk, dv = (stage.overwritten(site, change, True) for site, change in projected)
     position = span.positions(len(delta)).to(delta.device)[:, None]

@@ -8,13 +8,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuits.engine.one_column import Attended, column_update, own_row
+from circuits.engine.one_column import column_update, own_row
 from circuits.engine.products import Products
 from circuits.engine.record import LayerRecord, Record
 from circuits.engine.rows import Rows
 from circuits.engine.sweep import Branches, Joining
 from circuits.engine.wave import turned
 from interp.decoder import Decoder, Layer
+from kernels.one_column import State
 
 Site = Literal["z", "q", "k", "v", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "mlp_post"]
 SITES: tuple[Site, ...] = Site.__args__
@@ -58,7 +59,7 @@ def joining(
     wanted: Wanted,
     number: int,
     rows: Rows,
-    queries: Callable[[int, Rows], Attended],
+    queries: Callable[[int, Rows], State],
     mul: Products,
 ) -> Joining:
     """The branches that begin in a layer (-1: the embedding); differences that are exactly zero begin nowhere.
@@ -112,7 +113,7 @@ def _heads(
     change: Float[Tensor, "batch pos component d_head"],
     slots: Int[Tensor, "pos component"],
     rows: Rows,
-    queries: Callable[[], Attended],
+    queries: Callable[[], State],
     mul: Products,
 ) -> Joining:
     attn = layer.attn

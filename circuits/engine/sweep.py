@@ -4,15 +4,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
-from circuits.engine.one_column import Attended, column_update, own_row
+from circuits.engine.one_column import column_update, own_row
 from circuits.engine.products import Products
 from circuits.engine.record import LayerRecord, Record
 from circuits.engine.rows import Chosen, OneRow, Rows, Span, narrow
 from circuits.engine.wave import mlp_delta, norm_delta, suffix_attention, turned
 from interp.decoder import Decoder, Layer
+from kernels.one_column import State
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Joining:
 
 
 Finish = Callable[[Branches, OneRow | Rows], None]
-QueriesAt = Callable[[int, Rows], Attended]
+QueriesAt = Callable[[int, Rows], State]
 
 
 def sweep(
@@ -104,7 +105,7 @@ def _attention_of_full(
     layer: Layer, base: LayerRecord, span: Span, rows: Rows, full: Branches, mul: Products
 ) -> tuple[Branches, Tensor | None]:
     """The stream after attention, and its difference before (for the MLP of a parallel block)."""
-    dy = norm_delta(layer.ln1, span_of(base.pre, span), span_of(base.normed_pre, span), full.delta)
+    dy = norm_delta(layer.ln1, base.pre, span, full.delta, mul)
     dz = suffix_attention(layer, base, span, dy, rows, full.p, mul)
     before = narrow(full.delta, span, rows)
     carried = narrow(dy, span, rows) if layer.adds_to_normed else before
@@ -113,11 +114,11 @@ def _attention_of_full(
 
 
 def _attention_of_one(
-    layer: Layer, base: LayerRecord, rows: Rows, one: Branches, state: Attended, mul: Products
+    layer: Layer, base: LayerRecord, rows: Rows, one: Branches, state: State, mul: Products
 ) -> tuple[Branches, Tensor | None]:
     """One changed row: later queries see one changed column, and the row itself has a new query."""
     attn, here = layer.attn, OneRow(one.p)
-    dy = norm_delta(layer.ln1, here.take(base.pre), here.take(base.normed_pre), one.delta)
+    dy = norm_delta(layer.ln1, base.pre, here, one.delta, mul)
     position = here.positions(len(dy))
     dk, dv = turned(attn.rotary, mul.heads(dy, attn.W_K), position), mul.heads(dy, attn.W_V)
     dz = column_update(attn, state, base, rows, one.p, dk, dv, mul)  # [batch branch row head d_head]
@@ -147,11 +148,6 @@ def _through_mlp(
         before = [torch.zeros_like(part.delta) if reads is None else reads for part, reads in parts if len(part.p)]
         return Branches(mid.delta + mlp_delta(layer, base, rows, torch.cat(before, 1), mul), mid.p, mid.slot)
     return Branches(mid.delta + mlp_delta(layer, base, rows, mid.delta, mul), mid.p, mid.slot)
-
-
-def span_of(x: Float[Tensor, "batch pos *width"], span: Span) -> Float[Tensor, "batch 1 row *width"]:
-    """The span's rows of a base tensor, with an axis for the branches."""
-    return span.take(x)
 
 
 def rows_to_read(read: Bool[Tensor, "batch pos"], span: Span) -> Rows:

@@ -10,15 +10,28 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from circuits.engine import packed
 from circuits.engine.products import Products
 from circuits.engine.record import LayerRecord
-from circuits.engine.rows import OneRow, Rows, Span, narrow
+from circuits.engine.rows import Chosen, OneRow, Rows, Span, narrow
 from interp.decoder import ACTIVATIONS, Attention, Layer, Norm, Rotary
+from kernels.delta_norm import changed, standardised
 
 
-def norm_delta(norm: Norm | None, base: Tensor, base_normed: Tensor, delta: Tensor) -> Tensor:
-    """norm(base + delta) - norm(base), with the norm recomputed and not linearised."""
-    return delta if norm is None else norm(base + delta).sub_(base_normed)
+def norm_delta(
+    norm: Norm | None,
+    base: Float[Tensor, "batch pos d_model"],
+    rows: OneRow | Rows,
+    delta: Float[Tensor, "batch branch *row d_model"],
+    mul: Products,
+) -> Float[Tensor, "batch branch *row d_model"]:
+    """norm(base + delta) - norm(base) at the rows, with the norm recomputed and not linearised."""
+    if norm is None:
+        return delta
+    if mul.kernel_for("delta_norm", delta):
+        return packed.norm_delta(norm, base, rows, delta, mul)
+    x, scale = standardised(rows.take(base), norm.eps, norm.centred)
+    return changed(x, scale, delta, norm.w, norm.eps, norm.centred)
 
 
 def mlp_delta(
@@ -41,7 +54,7 @@ def mlp_post_delta(
 ) -> Float[Tensor, "batch branch *row d_mlp"]:
     """What a change of the MLP's residual input changes in its neurons."""
     mlp, reads = layer.mlp, base.pre if layer.parallel else base.mid
-    dy = norm_delta(layer.ln2, rows.take(reads), rows.take(base.normed_mid), delta)
+    dy = norm_delta(layer.ln2, reads, rows, delta, mul)
     act, inner = ACTIVATIONS[mlp.activation], mul(dy, mlp.W_in).add_(rows.take(base.inner))
     gate = None if mlp.W_gate is None else act(mul(dy, mlp.W_gate).add_(rows.take(base.gate)))
     post = act(inner) if gate is None else gate.mul_(inner)
@@ -84,6 +97,8 @@ def attention_change(
 ) -> Float[Tensor, "batch branch kept head d_head"]:
     """z' - z at rows `out` when queries there, and keys and values of the span, change (after rotary positions)."""
     at = out.positions(len(dq)).to(dq.device)  # [batch kept]
+    if mul.kernel_for("suffix_attention", dq) and not (isinstance(out, Chosen) and not bool(out.counts.all())):
+        return packed.attention_change(attn, base, span, dq, dk, dv, at, mul)
     q = dq + out.take(base.q)
     k, v = _with_suffix(base.k, dk, span), _with_suffix(base.v, dv, span)  # [batch*branch kv_head key d_head]
     later = torch.arange(span.stop, device=dq.device) > at[..., None]  # [batch kept key]

@@ -35,7 +35,7 @@ MUTATIONS = {
     "base row 0 for all": ("delta_norm", "LayerNorm", "base + base_row[:, None] * D", "base + 0 * base_row[:, None]"),
     "patch not applied": ("delta_norm", "LayerNorm with patches", "d += tl.load(patch", "d += 0.0 * tl.load(patch"),
     "frozen scale": ("delta_norm", "RMSNorm, ragged width", "x * change[:, None]", "x * 0.0"),
-    "norm by subtraction": ("delta_norm", "small differences", "< 0.25 * scale, exact", "< 0.0, exact"),
+    "norm by subtraction": ("delta_norm", "small differences", "< 0.25 * scale\n", "< 0.0\n"),
     "direction of base row 0": (
         "norm_logit",
         "LayerNorm, one direction",
