@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from circuits.engine import packed
 from circuits.engine.products import Products
 from circuits.engine.record import Record
 from circuits.engine.rows import Chosen, OneRow, Rows
@@ -47,13 +48,15 @@ class Scores:
         else:
             rows = self.row_of[prompts[:, None], where.positions(len(prompts)).to(prompts.device)]  # [batch row]
             rows = rows.masked_fill(~where.counts, -1) if isinstance(where, Chosen) else rows
-        dy = norm_delta(self.decoder.ln_final, base.final, where, branches.delta, mul)
+        norm, one_row = self.decoder.ln_final, isinstance(where, OneRow)
         if isinstance(self.metric, UserMetric):
-            self._user(branches, where, dy, prompts, mul)
+            self._user(branches, where, norm_delta(norm, base.final, where, branches.delta, mul), prompts, mul)
             return
-        one_row = isinstance(where, OneRow)
-        rows = rows if one_row else rows[:, None].expand(dy.shape[:-1])
-        change = self._change(dy, rows, mul)
+        rows = rows if one_row else rows[:, None].expand(branches.delta.shape[:-1])
+        if self.directions is not None and norm is not None and mul.kernel_for("norm_logit", branches.delta):
+            change = packed.norm_logit(norm, base.final, where, branches.delta, rows, self.directions, mul)
+        else:
+            change = self._change(norm_delta(norm, base.final, where, branches.delta, mul), rows, mul)
         change = change if one_row else change.sum(-1)  # [batch branch]
         share = change / self.rows.counts.to(change)[prompts, None]
         self.effect[prompts[:, None], branches.slot] += share

@@ -30,6 +30,25 @@ def norm_delta(
     return mul.run("delta_norm", *arguments)[0].view_as(delta)
 
 
+def norm_logit(
+    norm: Norm,
+    base: Float[Tensor, "batch pos d_model"],
+    where: OneRow | Rows,
+    delta: Float[Tensor, "batch branch *row d_model"],
+    rows: Int[Tensor, "batch branch *row"],
+    directions: Float[Tensor, "metric_row d_model"],
+    mul: Products,
+) -> Float[Tensor, "batch branch *row"]:
+    """Change of a metric that is linear after the final norm, by one kernel; 0 where `rows` is -1."""
+    n_pos, width = base.shape[1:]
+    index = row_index(where, delta.shape, n_pos, delta.device)
+    table = base.new_zeros(base.shape[0] * n_pos, 1, width)
+    read = (rows >= 0).flatten()
+    table[index[read], 0] = directions[rows.flatten()[read]]
+    arguments = (base.flatten(0, 1), index, delta.reshape(-1, width), norm.w, norm.eps, norm.centred, table)
+    return mul.run("norm_logit", *arguments).view(rows.shape) * (rows >= 0)
+
+
 def column_update(
     attn: Attention,
     state: one_column.State,
