@@ -1,7 +1,7 @@
 """Patching by batched full forwards, for models that the engine cannot write exactly: slower, and just as exact."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,9 @@ from torch import Tensor
 
 from circuits.engine.plan import Plan
 from circuits.engine.products import Products
-from circuits.engine.prompts import Prompts, aligned
-from circuits.engine.runs import Runs, replaced_values
-from circuits.engine.sites import BY_COMPONENT, Site
+from circuits.engine.prompts import Prompts
+from circuits.engine.runs import Given, Runs, as_metric, base_and_source, replaced_values
+from circuits.engine.sites import BY_COMPONENT, Site, numbers
 from circuits.metrics import Metric, UserMetric, metric_rows
 from circuits.patch_result import REASONS, PatchResult
 from interp.adapters.bridge import site_hooks
@@ -33,72 +33,62 @@ class ForwardPatches:
 @torch.no_grad()
 def patch_by_forwards(
     model: Any,
-    *,
     clean: Tensor,
     corrupted: Tensor | None,
     metric: Metric | UserMetric | Callable[[Tensor], Tensor],
     site: Site,
-    direction: str,
-    ablation: str,
-    layers: Sequence[int] | None,
-    components: Sequence[int] | None,
-    positions: Sequence[int] | None,
-    mask: Tensor | None,
-    seed: int,
-    progress: Callable[[int, int], None] | None,
+    chosen: Mapping[str, Sequence[int] | None],
+    given: Given,
 ) -> PatchResult:
     """The patches of `patch_heads` through the model's own hooks, many to a forward.
+
+    Args:
+        chosen: layers, components and positions; None for all.
 
     Raises:
         UsageError: naming the argument that is wrong.
     """
     started = time.perf_counter()
-    into_corrupted = ablation == "none" and direction == "denoise"
-    source = corrupted if ablation in ("none", "resample") else None
-    given = (corrupted, clean) if into_corrupted else (clean, source)
-    names = ("corrupted", "clean") if into_corrupted else ("clean", "corrupted")
-    prompts = aligned(*given, mask, names, model.cfg.d_vocab, model.cfg.n_ctx)
+    prompts = base_and_source(clean, corrupted, given, model.cfg.d_vocab, model.cfg.n_ctx)
     if bool(prompts.shift.any()):
         raise UsageError("mask: padding on the left is not supported for a model that runs by full forwards")
-    named = UserMetric(metric) if callable(metric) and not hasattr(metric, "positions") else metric
-    rows = metric_rows(named, prompts.lengths)
-    products = Products("fp32")
-    runs = Runs(model, None, prompts, None, None, named, rows, direction, ablation, seed, products)
-    base = [read_site(model, prompts.base, site, layer) for layer in range(model.cfg.n_layers)]
-    if prompts.source is None:
-        new = [replaced_values(value, ablation, prompts.lengths, seed) for value in base]
-    else:
-        new = [read_site(model, prompts.source, site, layer) for layer in range(model.cfg.n_layers)]
+    named = as_metric(metric)
+    runs = Runs(model, None, prompts, None, None, named, metric_rows(named, prompts.lengths), given, Products("fp32"))
+    base, new = _old_and_new(runs, site)
+    sizes = {"layers": len(base), "components": base[0].shape[2] if site in BY_COMPONENT else 1}
+    sizes["positions"] = prompts.base.shape[1]
+    wanted = {name: numbers(name, chosen[name], size) for name, size in sizes.items()}
     patches = ForwardPatches(runs, new)
-    count = base[0].shape[2] if site in BY_COMPONENT else 1
-    wanted = [
-        tuple(range(size)) if some is None else tuple(sorted(set(some)))
-        for some, size in ((layers, len(base)), (components, count), (positions, prompts.base.shape[1]))
-    ]
-    effect, equal = _effects(patches, base, site, wanted, progress)
-    padding = torch.tensor(wanted[2], device=equal.device) >= prompts.lengths[:, None]  # [prompt pos]
+    effect, equal = _effects(patches, base, site, tuple(wanted.values()))
+    padding = torch.tensor(wanted["positions"], device=equal.device) >= prompts.lengths[:, None]  # [prompt pos]
     reason = equal * REASONS.index("no difference")
     reason = reason.masked_fill(padding[:, None, None], REASONS.index("padding")).to(torch.int8)
     logits = model(prompts.base)
-    value = _values(runs, logits, logits)
-    n = int((reason == 0).sum())
     return PatchResult(
         effect=effect.masked_fill(reason != 0, 0),
         reason=reason,
         site=site,
-        layers=wanted[0],
-        components=wanted[1],
-        positions=wanted[2],
-        base=value,
+        **wanted,
+        base=_values(runs, logits, logits),
         source=None if prompts.source is None else _values(runs, model(prompts.source), logits),
-        direction=direction,
-        ablation=ablation,
+        direction=given.direction,
+        ablation=given.ablation,
         precision="the model's own",
         backend="full forwards through hooks",
-        plan=Plan((), n, ROWS_AT_A_TIME, 0, 0, 0, 0),
+        plan=Plan((), int((reason == 0).sum()), ROWS_AT_A_TIME, 0, 0, 0, 0),
         seconds=time.perf_counter() - started,
         patches=patches,
     )
+
+
+def _old_and_new(runs: Runs, site: Site) -> tuple[list[Tensor], list[Tensor]]:
+    """What the site holds in each layer of the base run, and what is put there."""
+    model, prompts, given = runs.model, runs.prompts, runs.given
+    layers = range(model.cfg.n_layers)
+    base = [read_site(model, prompts.base, site, layer) for layer in layers]
+    if prompts.source is not None:
+        return base, [read_site(model, prompts.source, site, layer) for layer in layers]
+    return base, [replaced_values(value, given.ablation, prompts.lengths, given.seed) for value in base]
 
 
 def read_site(model: Any, tokens: Tensor, site: Site, layer: int) -> Float[Tensor, "batch pos *component width"]:
@@ -117,8 +107,7 @@ def _effects(
     patches: ForwardPatches,
     base: list[Tensor],
     site: Site,
-    wanted: list[tuple[int, ...]],
-    progress: Callable[[int, int], None] | None,
+    wanted: tuple[tuple[int, ...], ...],
 ) -> tuple[Float[Tensor, "prompt layer component pos"], Tensor]:
     """Effects, and where old and new value are exactly equal."""
     runs, prompts, model = patches.runs, patches.runs.prompts, patches.runs.model
@@ -139,7 +128,7 @@ def _effects(
                 equal[:, at, c, p] = (value[at_place] == base[layer][at_place]).flatten(1).all(1)
                 effect[:, at, c, p] = _values(runs, one, before) - start
             done += len(some)
-            if progress is not None:
+            if (progress := runs.given.progress) is not None:
                 progress(done, len(wanted[0]) * len(places))
     return effect, equal
 

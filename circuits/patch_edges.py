@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -14,10 +14,9 @@ from circuits.engine.edges_pooled import PooledWave, WantedPooled
 from circuits.engine.finish import Scores
 from circuits.engine.one_column import Queries
 from circuits.engine.plan import CACHE_ROWS, LARGEST_ROWS, free_memory, row_bytes
-from circuits.engine.products import Precision
 from circuits.engine.record import Record
 from circuits.engine.rows import OneRow, Rows, Span
-from circuits.engine.runs import Ablation, Direction, Runs, ablated, as_decoder, runs_for
+from circuits.engine.runs import Given, Options, Runs, ablated, as_decoder, runs_for
 from circuits.engine.sweep import Branches, rows_to_read, sweep
 from circuits.graph import EdgeGraph, edge_graph
 from circuits.metrics import Metric, UserMetric
@@ -88,13 +87,7 @@ def patch_edges(
     senders: Sequence[str] | None = None,
     receivers: Sequence[str] | None = None,
     resolve: Resolve = "position",
-    direction: Direction = "denoise",
-    ablation: Ablation = "none",
-    mask: Tensor | None = None,
-    precision: Precision = "fp32",
-    max_bytes: int | None = None,
-    seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    **options: Unpack[Options],
 ) -> EdgeResult:
     """What each single edge does to the metric when its sender's output is that of the other run.
 
@@ -115,18 +108,8 @@ def patch_edges(
     started = time.perf_counter()
     if resolve not in ("position", "query", "pooled"):
         raise UsageError(f"resolve: {resolve!r}: expected position, query or pooled")
-    runs = runs_for(
-        model,
-        as_decoder(model),
-        clean=clean,
-        corrupted=corrupted,
-        metric=metric,
-        direction=direction,
-        ablation=ablation,
-        mask=mask,
-        precision=precision,
-        seed=seed,
-    )
+    given = Given(**options)
+    runs = runs_for(model, as_decoder(model), clean, corrupted, metric, given)
     graph = edge_graph(runs.decoder)
     asked = asked_edges(graph, senders, receivers).to(runs.base.final.device)
     n_pos = runs.base.final.shape[1]
@@ -137,7 +120,7 @@ def patch_edges(
     scores = Scores(runs.decoder, runs.base, runs.metric, runs.rows, slots.numel())
     source = runs.other if runs.other is not None else ablated(runs)
     run = _run_pooled if resolve == "pooled" else _run
-    branches = run(runs, source, graph, asked, slots, scores, max_bytes, progress)
+    branches = run(runs, source, graph, asked, slots, scores)
     kept = {"position": shape[:3], "query": shape, "pooled": shape[:2]}[resolve]
     effect = scores.effect.view(len(clean), *kept)
     base, other = runs.values
@@ -147,9 +130,9 @@ def patch_edges(
         graph=graph,
         base=base,
         source=other,
-        direction=direction,
-        ablation=ablation,
-        precision=precision,
+        direction=given.direction,
+        ablation=given.ablation,
+        precision=given.precision,
         flops=runs.mul.flops,
         branches=branches,
         seconds=time.perf_counter() - started,
@@ -213,20 +196,18 @@ def _run(
     asked: Bool[Tensor, "sender receiver"],
     slots: Int[Tensor, "sender receiver pos query"],
     scores: Scores,
-    max_bytes: int | None,
-    progress: Callable[[int, int], None] | None,
 ) -> int:
     """Run every chunk; returns how many branches there were."""
     stop = int(runs.read.any(0).nonzero().max()) + 1
     first = 0 if runs.other is None else int(runs.prompts.first_difference.min())
-    max_rows = _limits(runs, max_bytes)
+    max_rows = _limits(runs)
     cost = (asked.sum(0) * (slots.shape[-1] if slots.shape[-1] > 1 else 1)).tolist()
     chunks = list(chunks_of(cost, range(first, stop), stop, max_rows))
     queries = Queries(runs.decoder.layers, runs.base, len(chunks) > 1, runs.mul)
     branches = 0
     for done, chunk in enumerate(chunks, 1):
         branches += _run_chunk(runs, source, graph, asked, slots, scores, chunk, stop, queries)
-        if progress is not None:
+        if (progress := runs.given.progress) is not None:
             progress(done, len(chunks))
     return branches
 
@@ -269,9 +250,9 @@ def _run_chunk(
     return counted
 
 
-def _limits(runs: Runs, max_bytes: int | None) -> int:
+def _limits(runs: Runs) -> int:
     """Rows of one prompt in a chunk that fits."""
-    base = runs.base.final
+    base, max_bytes = runs.base.final, runs.given.max_bytes
     budget = free_memory(base.device) // 4 if max_bytes is None else max_bytes
     most = CACHE_ROWS if base.device.type == "cpu" else LARGEST_ROWS
     return max(1, min(most, budget // row_bytes(runs.decoder, base.element_size())) // len(base))
@@ -284,8 +265,6 @@ def _run_pooled(
     asked: Bool[Tensor, "sender receiver"],
     slots: Int[Tensor, "sender receiver 1 1"],
     scores: Scores,
-    max_bytes: int | None,
-    progress: Callable[[int, int], None] | None,
 ) -> int:
     """Edges at all positions at once, receivers in groups that fit; returns how many branches there were."""
     base, mul = runs.base, runs.mul
@@ -295,7 +274,7 @@ def _run_pooled(
     if first >= stop:
         return 0
     span = Span(first, stop)
-    out, max_rows = rows_to_read(runs.read, span), _limits(runs, max_bytes)
+    out, max_rows = rows_to_read(runs.read, span), _limits(runs)
     groups = [chunk.receivers for chunk in chunks_of(asked.sum(0).tolist(), [first], stop, max_rows)]
     counted = 0
 
@@ -318,6 +297,6 @@ def _run_pooled(
         sweep(runs.decoder, base, wave.joining, span, out, finish, state, mul)
         if (direct := wave.logits()) is not None:
             finish(direct, out)
-        if progress is not None:
+        if (progress := runs.given.progress) is not None:
             progress(done, len(groups))
     return counted

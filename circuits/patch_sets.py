@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
 import torch
 from jaxtyping import Float, Int
@@ -11,10 +11,9 @@ from torch import Tensor
 
 from circuits.engine.finish import Scores
 from circuits.engine.plan import CACHE_ROWS, LARGEST_ROWS, free_memory, row_bytes
-from circuits.engine.products import Precision
 from circuits.engine.record import Record
 from circuits.engine.rows import Span
-from circuits.engine.runs import Ablation, Direction, Runs, ablated, as_decoder, runs_for
+from circuits.engine.runs import Given, Options, Runs, ablated, as_decoder, runs_for
 from circuits.engine.sets import by_layer_and_site, carry
 from circuits.engine.sites import BY_COMPONENT, SITES, n_components
 from circuits.engine.sweep import Branches, rows_to_read
@@ -72,18 +71,12 @@ def patch_sets(
     clean: Int[Tensor, "batch pos"],
     metric: Metric | UserMetric | Callable[[Tensor], Tensor],
     corrupted: Int[Tensor, "batch pos"] | None = None,
-    direction: Direction = "denoise",
-    ablation: Ablation = "none",
-    mask: Tensor | None = None,
-    precision: Precision = "fp32",
-    max_bytes: int | None = None,
-    seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    **options: Unpack[Options],
 ) -> SetResult:
     """What each set of patches, all in place at once, does to the metric.
 
-    A later patch of a set overwrites what the earlier ones caused there, as hooks would. The arguments other than
-    `sets` are those of `circuits.patching.patch_heads`.
+    A later patch of a set overwrites what the earlier ones caused there, as hooks would. The arguments that are not
+    named here are those of `circuits.patching.patch_heads`.
 
     Args:
         sets: for each branch its sites, as `At` or (site, layer, component, position). An empty set has no effect.
@@ -94,32 +87,22 @@ def patch_sets(
         NotExpressible: for a model that cannot be written exactly as a Decoder.
     """
     started = time.perf_counter()
-    runs = runs_for(
-        model,
-        as_decoder(model),
-        clean=clean,
-        corrupted=corrupted,
-        metric=metric,
-        direction=direction,
-        ablation=ablation,
-        mask=mask,
-        precision=precision,
-        seed=seed,
-    )
+    given = Given(**options)
+    runs = runs_for(model, as_decoder(model), clean, corrupted, metric, given)
     named = tuple(tuple(At(*one) for one in patches) for patches in sets)
     expanded = [_expanded(runs, index, patches) for index, patches in enumerate(named)]
     scores = Scores(runs.decoder, runs.base, runs.metric, runs.rows, len(named))
     source = runs.other if runs.other is not None else ablated(runs)
-    _run(runs, source, expanded, scores, max_bytes, progress)
+    _run(runs, source, expanded, scores, given.max_bytes, given.progress)
     base, other = runs.values
     return SetResult(
         effect=scores.effect,
         sets=named,
         base=base,
         source=other,
-        direction=direction,
-        ablation=ablation,
-        precision=precision,
+        direction=given.direction,
+        ablation=given.ablation,
+        precision=given.precision,
         flops=runs.mul.flops,
         seconds=time.perf_counter() - started,
         runs=runs,

@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from jaxtyping import Float, Int
@@ -25,10 +25,9 @@ from circuits.engine.plan import (
     free_memory,
     row_bytes,
 )
-from circuits.engine.products import Backend, Precision
 from circuits.engine.rows import OneRow, Rows, Span
-from circuits.engine.runs import Ablation, Direction, Runs, as_decoder, new_values, runs_for
-from circuits.engine.sites import SITES, Site, Wanted, joining, n_components, values
+from circuits.engine.runs import Given, Options, Runs, as_decoder, new_values, runs_for
+from circuits.engine.sites import SITES, Site, Wanted, joining, n_components, numbers, values
 from circuits.engine.sweep import Branches, Joining, rows_to_read, sweep
 from circuits.metrics import Metric, UserMetric
 from circuits.patch_by_forwards import patch_by_forwards
@@ -65,17 +64,10 @@ def patch_heads(
     metric: Metric | UserMetric | Callable[[Tensor], Tensor],
     corrupted: Int[Tensor, "batch pos"] | None = None,
     site: Site = "z",
-    direction: Direction = "denoise",
-    ablation: Ablation = "none",
     layers: Sequence[int] | None = None,
     components: Sequence[int] | None = None,
     positions: Sequence[int] | None = None,
-    mask: Tensor | None = None,
-    precision: Precision = "fp32",
-    backend: Backend = "auto",
-    max_bytes: int | None = None,
-    seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    **options: Unpack[Options],
 ) -> PatchResult:
     """What each single patch does to the metric: metric(patched run) - metric(base run).
 
@@ -86,57 +78,24 @@ def patch_heads(
         metric: one of `circuits.metrics`, or a function of logits [batch, pos, d_vocab] that gives [batch].
         site: "z" (head outputs before W_O), "q", "k", "v", "resid_pre", "resid_mid", "resid_post", "attn_out",
             "mlp_out" or "mlp_post" (single neurons). For grouped queries k and v have one component per key-value head.
-        direction: "denoise" puts clean values into the corrupted run, "noise" corrupted ones into the clean run.
-        ablation: "none" patches between the two runs. The others act on the clean run: "zero"; "mean" over prompts and
-            positions; "resample" takes the values of the corrupted prompts or, without any, of other clean prompts.
         layers, components, positions: which ones; None for all. Positions count from the first column of `clean`.
-        mask: true where a token is real; padding on either side.
-        precision: of the weight products of differences: "fp32", "fp64", or by name the coarser "tf32" and "bf16".
-        backend: "auto" takes the tested kernel on a GPU and torch elsewhere; "torch" and "triton" demand one. The
-            result says which ran.
-        max_bytes: memory that chunks may take; None for a quarter of what is free.
-        seed: draws the partners of "resample" without corrupted prompts.
-        progress: called with (chunks done, chunks in all) after each chunk; may raise to cancel.
+        options: direction, ablation, mask, precision, backend, max_bytes, seed and progress; see `Options`.
 
     Raises:
         UsageError: naming the argument that is wrong.
     """
     started = time.perf_counter()
+    given = Given(**options)
+    chosen = {"layers": layers, "components": components, "positions": positions}
     try:
         decoder = as_decoder(model)
     except NotExpressible as reason:
         warnings.warn(f"patching by full forwards, which is slower: {reason}", stacklevel=2)
-        return patch_by_forwards(
-            model,
-            clean=clean,
-            corrupted=corrupted,
-            metric=metric,
-            site=site,
-            direction=direction,
-            ablation=ablation,
-            layers=layers,
-            components=components,
-            positions=positions,
-            mask=mask,
-            seed=seed,
-            progress=progress,
-        )
-    runs = runs_for(
-        model,
-        decoder,
-        clean=clean,
-        corrupted=corrupted,
-        metric=metric,
-        direction=direction,
-        ablation=ablation,
-        mask=mask,
-        precision=precision,
-        backend=backend,
-        seed=seed,
-    )
-    patches = patches_of(runs, site, layers, components, positions)
-    plan = plan_of(patches, max_bytes)
-    effect, reason = run_plan(patches, plan, progress)
+        return patch_by_forwards(model, clean, corrupted, metric, site, chosen, given)
+    runs = runs_for(model, decoder, clean, corrupted, metric, given)
+    patches = patches_of(runs, site, **chosen)
+    plan = plan_of(patches, given.max_bytes)
+    effect, reason = run_plan(patches, plan, given.progress)
     return result_of(patches, plan, effect, reason, time.perf_counter() - started)
 
 
@@ -159,31 +118,17 @@ def patches_of(
         raise UsageError("site: resid_mid does not exist in a block without a stream between attention and MLP")
     if site in ("mlp_out", "mlp_post") and any(layer.mlp is None for layer in decoder.layers):
         raise UsageError(f"site: {site} does not exist in an attention-only model")
-    columns = chosen("positions", positions, runs.base.final.shape[1])
+    columns = numbers("positions", positions, runs.base.final.shape[1])
     shifts = set(runs.prompts.shift.tolist())
     return Patches(
         runs=runs,
         site=site,
         source=new_values(runs, lambda run: values(run, site)),
-        layers=chosen("layers", layers, len(decoder.layers)),
-        components=chosen("components", components, n_components(decoder, site)),
+        layers=numbers("layers", layers, len(decoder.layers)),
+        components=numbers("components", components, n_components(decoder, site)),
         positions=tuple(sorted({column - shift for column in columns for shift in shifts if column >= shift})),
         columns=columns,
     )
-
-
-def chosen(name: str, wanted: Sequence[int] | None, count: int) -> tuple[int, ...]:
-    """The numbers asked for, or all of them.
-
-    Raises:
-        UsageError: for a number that does not exist.
-    """
-    if wanted is None:
-        return tuple(range(count))
-    numbers = tuple(sorted({int(one) for one in wanted}))
-    if any(one < 0 or one >= count for one in numbers):
-        raise UsageError(f"{name}: {list(wanted)}: expected numbers from 0 to {count - 1}")
-    return numbers
 
 
 def plan_of(patches: Patches, max_bytes: int | None) -> Plan:
@@ -303,8 +248,8 @@ def result_of(patches: Patches, plan: Plan, effect: Tensor, reason: Tensor, seco
         positions=patches.columns,
         base=base,
         source=other,
-        direction=runs.direction,
-        ablation=runs.ablation,
+        direction=runs.given.direction,
+        ablation=runs.given.ablation,
         precision=runs.mul.precision,
         backend=", ".join(f"{op}: {by}" for op, by in sorted(runs.mul.ran.items())),
         plan=replace(plan, flops=spent),

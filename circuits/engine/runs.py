@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -24,6 +24,68 @@ Ablation = Literal["none", "zero", "mean", "resample"]
 DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "tf32": torch.float32, "bf16": torch.float32}
 
 
+class Options(TypedDict, total=False):
+    """What every patching call takes besides model, prompts and metric; the defaults are those of `Given`.
+
+    Attributes:
+        direction: "denoise" puts clean values into the corrupted run, "noise" corrupted ones into the clean run.
+        ablation: "none" patches between the two runs. The others act on the clean run: "zero"; "mean" over prompts and
+            positions; "resample" takes the values of the corrupted prompts or, without any, of other clean prompts.
+        mask: true where a token is real, [batch, pos]; padding on either side.
+        precision: of the weight products of differences: "fp32", "fp64", or by name the coarser "tf32" and "bf16".
+        backend: "auto" takes the tested kernel on a GPU and torch elsewhere; "torch" and "triton" demand one. The
+            result says which ran.
+        max_bytes: memory that chunks may take; None for a quarter of what is free.
+        seed: draws the partners of "resample" without corrupted prompts.
+        progress: called with (chunks done, chunks in all) after each chunk; may raise to cancel.
+    """
+
+    direction: Direction
+    ablation: Ablation
+    mask: Bool[Tensor, "batch pos"] | None
+    precision: Precision
+    backend: Backend
+    max_bytes: int | None
+    seed: int
+    progress: Callable[[int, int], None] | None
+
+
+@dataclass(frozen=True)
+class Given:
+    """`Options` with every default filled in.
+
+    Raises:
+        UsageError: naming the option that has an unknown value.
+    """
+
+    direction: Direction = "denoise"
+    ablation: Ablation = "none"
+    mask: Tensor | None = None
+    precision: Precision = "fp32"
+    backend: Backend = "auto"
+    max_bytes: int | None = None
+    seed: int = 0
+    progress: Callable[[int, int], None] | None = None
+
+    def __post_init__(self) -> None:
+        for name, known in KNOWN.items():
+            if getattr(self, name) not in known:
+                raise UsageError(f"{name}: {getattr(self, name)!r}: expected one of {', '.join(known)}")
+
+    @property
+    def into_corrupted(self) -> bool:
+        """Whether the corrupted run is the one that is patched into."""
+        return self.ablation == "none" and self.direction == "denoise"
+
+
+KNOWN = {
+    "direction": ("denoise", "noise"),
+    "ablation": ("none", "zero", "mean", "resample"),
+    "precision": tuple(DTYPES),
+    "backend": ("auto", "torch", "triton"),
+}
+
+
 @dataclass(frozen=True)
 class Runs:
     """Everything that a call computes with.
@@ -40,9 +102,7 @@ class Runs:
     other: Record | None
     metric: Metric | UserMetric
     rows: MetricRows
-    direction: Direction
-    ablation: Ablation
-    seed: int
+    given: Given
     mul: Products
 
     @property
@@ -58,48 +118,45 @@ class Runs:
         return found[0], found[1]
 
 
+def base_and_source(clean: Tensor, corrupted: Tensor | None, given: Given, d_vocab: int, n_ctx: int) -> Prompts:
+    """The prompts as base and source of the patches.
+
+    Raises:
+        UsageError: for prompts that are missing or do not fit.
+    """
+    if given.ablation == "none" and corrupted is None:
+        raise UsageError("corrupted: patching between two runs needs corrupted prompts; or name an ablation")
+    if given.into_corrupted:
+        return aligned(corrupted, clean, given.mask, ("corrupted", "clean"), d_vocab, n_ctx)
+    source = corrupted if given.ablation in ("none", "resample") else None
+    return aligned(clean, source, given.mask, ("clean", "corrupted"), d_vocab, n_ctx)
+
+
+def as_metric(metric: Metric | UserMetric | Callable[[Tensor], Tensor]) -> Metric | UserMetric:
+    """A plain function of logits as a metric."""
+    return UserMetric(metric) if callable(metric) and not hasattr(metric, "positions") else metric
+
+
 def runs_for(
     model: Any,
     decoder: Decoder,
-    *,
     clean: Tensor,
     corrupted: Tensor | None,
     metric: Metric | UserMetric | Callable[[Tensor], Tensor],
-    direction: Direction,
-    ablation: Ablation,
-    mask: Tensor | None,
-    precision: Precision,
-    seed: int,
-    backend: Backend = "auto",
+    given: Given,
 ) -> Runs:
     """Check the arguments and record the runs.
 
     Raises:
         UsageError: naming the argument that is wrong.
     """
-    if precision not in DTYPES:
-        raise UsageError(f"precision: {precision!r}: expected one of {', '.join(DTYPES)}")
-    if backend not in ("auto", "torch", "triton"):
-        raise UsageError(f"backend: {backend!r}: expected auto, torch or triton")
-    if direction not in ("denoise", "noise"):
-        raise UsageError(f"direction: {direction!r}: expected denoise or noise")
-    if ablation not in ("none", "zero", "mean", "resample"):
-        raise UsageError(f"ablation: {ablation!r}: expected none, zero, mean or resample")
-    if ablation == "none" and corrupted is None:
-        raise UsageError("corrupted: patching between two runs needs corrupted prompts; or name an ablation")
-    decoder = decoder.to(DTYPES[precision])
-    into_corrupted = ablation == "none" and direction == "denoise"
-    source = corrupted if ablation in ("none", "resample") else None
-    given = (corrupted, clean) if into_corrupted else (clean, source)
-    names = ("corrupted", "clean") if into_corrupted else ("clean", "corrupted")
-    prompts = aligned(*given, mask, names, decoder.W_E.shape[0], decoder.n_ctx)
+    decoder = decoder.to(DTYPES[given.precision])
+    prompts = base_and_source(clean, corrupted, given, decoder.W_E.shape[0], decoder.n_ctx)
     base, other = both_runs(decoder, prompts)
     check_finite(decoder, base)
-    named = UserMetric(metric) if callable(metric) and not hasattr(metric, "positions") else metric
-    rows = metric_rows(named, prompts.lengths)
-    return Runs(
-        model, decoder, prompts, base, other, named, rows, direction, ablation, seed, Products(precision, backend)
-    )
+    named = as_metric(metric)
+    rows, mul = metric_rows(named, prompts.lengths), Products(given.precision, given.backend)
+    return Runs(model, decoder, prompts, base, other, named, rows, given, mul)
 
 
 def as_decoder(model: Any) -> Decoder:
@@ -155,7 +212,7 @@ def new_values(runs: Runs, read: Callable[[LayerRecord], Tensor]) -> list[Tensor
 
 def replaced(runs: Runs, old: Float[Tensor, "batch pos *width"]) -> Float[Tensor, "batch pos *width"]:
     """The values of the clean run after the call's ablation."""
-    return replaced_values(old, runs.ablation, runs.prompts.lengths, runs.seed)
+    return replaced_values(old, runs.given.ablation, runs.prompts.lengths, runs.given.seed)
 
 
 def replaced_values(

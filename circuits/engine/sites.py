@@ -1,6 +1,6 @@
 """Where a patch enters: the difference that each site's new value makes in the residual stream."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,6 +15,7 @@ from circuits.engine.rows import Rows
 from circuits.engine.sweep import Branches, Joining
 from circuits.engine.wave import turned
 from interp.decoder import Decoder, Layer
+from interp.errors import UsageError
 from kernels.one_column import State
 
 Site = Literal["z", "q", "k", "v", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "mlp_post"]
@@ -50,6 +51,20 @@ def n_components(decoder: Decoder, site: Site) -> int:
     if site in HEADED:
         return (layer.attn.W_K if site in "kv" else layer.attn.W_Q).shape[0]
     return layer.mlp.W_in.shape[1] if site == "mlp_post" else 1
+
+
+def numbers(name: str, wanted: Sequence[int] | None, count: int) -> tuple[int, ...]:
+    """The numbers asked for, or all of them.
+
+    Raises:
+        UsageError: for a number that does not exist.
+    """
+    if wanted is None:
+        return tuple(range(count))
+    found = tuple(sorted({int(one) for one in wanted}))
+    if any(one < 0 or one >= count for one in found):
+        raise UsageError(f"{name}: {list(wanted)}: expected numbers from 0 to {count - 1}")
+    return found
 
 
 def joining(

@@ -5,7 +5,9 @@ import warnings
 import pytest
 import torch
 
+from circuits.engine.runs import Given
 from circuits.metrics import LogitDiff
+from circuits.patch_by_forwards import patch_by_forwards
 from circuits.patch_edges import patch_edges
 from circuits.patch_verify import rerun
 from circuits.patching import patch_heads
@@ -69,13 +71,11 @@ def test_a_model_that_cannot_be_written_runs_by_forwards_and_says_so():
 @pytest.mark.parametrize("ablation", ["none", "zero", "mean", "resample"])
 @pytest.mark.parametrize("site", ["z", "k", "resid_mid", "mlp_out"])
 def test_forwards_and_engine_agree_on_a_model_that_both_can_run(ablation, site):
-    from circuits.patch_by_forwards import patch_by_forwards
-
     bridge, (clean, corrupted) = bridge_of("llama"), pairs()
     given = {"clean": clean, "metric": METRIC, "site": site, "ablation": ablation}
     given["corrupted"] = corrupted if ablation == "none" else None
-    everything = dict.fromkeys(("layers", "components", "positions", "mask", "progress"))
-    slow = patch_by_forwards(bridge, **given, **everything, direction="denoise", seed=0)
+    everything = dict.fromkeys(("layers", "components", "positions"))
+    slow = patch_by_forwards(bridge, clean, given["corrupted"], METRIC, site, everything, Given(ablation=ablation))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fast = patch_heads(bridge, **given)
