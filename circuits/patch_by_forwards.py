@@ -76,6 +76,7 @@ def patch_by_forwards(
         precision="the model's own",
         backend="full forwards through hooks",
         plan=Plan((), int((reason == 0).sum()), ROWS_AT_A_TIME, 0, 0, 0, 0),
+        flops=0,
         seconds=time.perf_counter() - started,
         patches=patches,
     )

@@ -51,7 +51,8 @@ class PatchResult:
         base, source: metric of the run that is patched into, and of the run that is patched from (None for ablations).
         kind: what an effect is.
         backend: what computed it.
-        plan: chunks, floating-point operations and memory.
+        plan: chunks, floating-point operations and memory as predicted before the run.
+        flops: floating-point operations as counted in the run, 2 per multiply-add of products and attention.
     """
 
     effect: Float[Tensor, "prompt layer component pos"]
@@ -67,6 +68,7 @@ class PatchResult:
     precision: str
     backend: str
     plan: Plan
+    flops: int
     seconds: float
     kind: str = "single site, everything downstream recomputed"
     patches: Any = field(default=None, repr=False)

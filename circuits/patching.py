@@ -6,13 +6,14 @@ Exact means the stated single-site intervention, to rounding. It says nothing of
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Unpack
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from circuits.engine.cost import SPREADING, ChunkShape, chunk_flops, states_flops
 from circuits.engine.finish import Scores
 from circuits.engine.one_column import Queries
 from circuits.engine.plan import (
@@ -29,7 +30,7 @@ from circuits.engine.rows import OneRow, Rows, Span
 from circuits.engine.runs import Given, Options, Runs, as_decoder, new_values, runs_for
 from circuits.engine.sites import SITES, Site, Wanted, joining, n_components, numbers, values
 from circuits.engine.sweep import Branches, Joining, rows_to_read, sweep
-from circuits.metrics import Metric, UserMetric
+from circuits.metrics import LogitDiff, Metric, UserMetric
 from circuits.patch_by_forwards import patch_by_forwards
 from circuits.patch_result import REASONS, PatchResult
 from interp.decoder import Decoder
@@ -154,7 +155,43 @@ def plan_of(patches: Patches, max_bytes: int | None) -> Plan:
     count = int((reason == 0).sum())
     recorded = (1 if runs.other is None else 2) * base.numel() * width * (14 + 3 * 4) * n_layers
     naive = count * forward_flops(runs.decoder, base.shape[1])
-    return Plan(tuple(chunks), count, max_rows, 0, max_rows * per_row + recorded, naive, budget)
+    return Plan(
+        tuple(chunks), count, max_rows, predicted(patches, chunks), max_rows * per_row + recorded, naive, budget
+    )
+
+
+def predicted(patches: Patches, chunks: Sequence[Chunk]) -> int:
+    """Floating-point operations of both runs and of all chunks, as if every patch changed something."""
+    runs, decoder, n_layers = patches.runs, patches.runs.decoder, len(patches.runs.decoder.layers)
+    n_prompts, n_pos = runs.base.final.shape[:2]
+    several, used = len(chunks) > 2, set()
+    total = (1 if runs.other is None else 2) * n_prompts * forward_flops(decoder, n_pos, False)
+    width = 1 if isinstance(runs.metric, LogitDiff) else len(decoder.W_E)
+    for chunk in chunks:
+        read = runs.read[list(chunk.prompts)]
+        span = Span(chunk.positions[0], int(read.any(0).nonzero().max()) + 1)
+        out = rows_to_read(read, span)
+        positions = tuple(p for p in chunk.positions if p < span.stop)
+        shape = ChunkShape(
+            prompts=len(chunk.prompts),
+            positions=positions,
+            read=tuple(p for p in positions if bool(read[:, p].any())),
+            stop=span.stop,
+            out_rows=out.count,
+            components=chunk.components[1] - chunk.components[0],
+            layers=chunk.layers,
+            whole_states=several,
+        )
+        total += chunk_flops(decoder, patches.site, shape, width)
+        used |= whole_state_layers(patches.site, chunk.layers, n_layers, isinstance(out, Span))
+    return total + (states_flops(decoder, n_prompts, n_pos, len(used)) if several else 0)
+
+
+def whole_state_layers(site: Site, layers: Sequence[int], n_layers: int, last_is_whole: bool) -> set[int]:
+    """Layers whose softmax states of all rows a chunk reads, if states are kept."""
+    shift = 0 if site in SPREADING else 1
+    found = {layer + shift for layer in layers}
+    return {layer for layer in found if layer < n_layers - 1 or (layer == n_layers - 1 and last_is_whole)}
 
 
 def skip_reasons(patches: Patches) -> Int[Tensor, "prompt layer component pos"]:
@@ -165,7 +202,7 @@ def skip_reasons(patches: Patches) -> Int[Tensor, "prompt layer component pos"]:
     last_read = torch.where(read, place, -1).amax(1)
     shape = (n_prompts, len(runs.decoder.layers), len(patches.components), n_pos)
     reason = torch.zeros(shape, dtype=torch.int8, device=place.device)
-    if patches.site not in ("k", "v", "resid_pre"):  # these reach other rows within their own block
+    if patches.site not in SPREADING:
         reason[:, -1] = torch.where(read, 0, REASONS.index("last layer, row not read"))[:, None]
     after = (place > last_read[:, None])[:, None, None]
     reason.masked_fill_(after, REASONS.index("after the metric"))
@@ -214,6 +251,7 @@ def run_chunk(
         layers=chunk.layers,
         components=torch.tensor(patches.components[first:stop], device=device),
         positions=torch.tensor([p for p in chunk.positions if p < span.stop], device=device),
+        read=read.any(0),
         slots=slots[:, first:stop],
     )
 
@@ -252,7 +290,8 @@ def result_of(patches: Patches, plan: Plan, effect: Tensor, reason: Tensor, seco
         ablation=runs.given.ablation,
         precision=runs.mul.precision,
         backend=", ".join(f"{op}: {by}" for op, by in sorted(runs.mul.ran.items())),
-        plan=replace(plan, flops=spent),
+        plan=plan,
+        flops=spent,
         seconds=seconds,
         patches=patches,
     )

@@ -1,13 +1,14 @@
 """Where a patch enters: the difference that each site's new value makes in the residual stream."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from circuits.engine.cost import SPREADING
 from circuits.engine.one_column import column_update, own_row
 from circuits.engine.products import Products
 from circuits.engine.record import LayerRecord, Record
@@ -30,6 +31,7 @@ class Wanted:
     """The patches of one chunk: every layer x component x position of these lists.
 
     Attributes:
+        read: positions that the metric reads in some prompt.
         slots: index of the result, for every layer and position of the model and each of `components`.
     """
 
@@ -37,6 +39,7 @@ class Wanted:
     layers: tuple[int, ...]
     components: Int[Tensor, "component"]
     positions: Int[Tensor, "pos"]
+    read: Bool[Tensor, "place"]
     slots: Int[Tensor, "layer component pos"]
 
 
@@ -85,6 +88,10 @@ def joining(
     """
     entering = number + 1 if wanted.site == "resid_pre" else number
     if entering not in wanted.layers or entering >= len(decoder.layers):
+        return Joining()
+    if entering == len(decoder.layers) - 1 and wanted.site not in SPREADING:  # rows not read cannot matter any more
+        wanted = replace(wanted, positions=wanted.positions[wanted.read[wanted.positions]])
+    if not len(wanted.positions):
         return Joining()
     layer, run = decoder.layers[entering], base.layers[entering]
     old = values(run, wanted.site)[:, wanted.positions]  # [batch pos ...]
