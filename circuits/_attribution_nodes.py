@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from circuits._attribution_cost import backward_flops, forward_flops, logit_flops
@@ -20,6 +20,7 @@ from circuits._attribution_run import (
 )
 from interp.decoder import Attention
 
+PATTERNS = 20  # tables of the size of an attention pattern that the exact softmax works with
 SITES = ("z", "q", "k", "v", "mlp_out")
 
 
@@ -27,11 +28,11 @@ SITES = ("z", "q", "k", "v", "mlp_out")
 class LayerValues:
     """Activations of one block, or the gradients there; like `LayerTrace`, some only at the positions read."""
 
-    q: Float[Tensor, "batch row head d_head"]
+    q: Float[Tensor, "batch q_pos head d_head"]
     k: Float[Tensor, "batch pos kv_head d_head"]
     v: Float[Tensor, "batch pos kv_head d_head"]
-    z: Float[Tensor, "batch row head d_head"]
-    mlp_out: Float[Tensor, "batch row d_model"] | None
+    z: Float[Tensor, "batch q_pos head d_head"]
+    mlp_out: Float[Tensor, "batch q_pos d_model"] | None
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class ScoredNodes:
     flops: float
 
 
-def score_nodes(batch: Batch, qk_fix: bool, grad_drop: bool) -> ScoredNodes:
+def score_nodes(batch: Batch, qk_fix: bool, grad_drop: bool, max_bytes: int) -> ScoredNodes:
     """Attribution patching of every node, with the corrections asked for."""
     with torch.no_grad():
         embed = batch.decoder.embed(batch.corrupted)
@@ -70,7 +71,7 @@ def score_nodes(batch: Batch, qk_fix: bool, grad_drop: bool) -> ScoredNodes:
     for drop in drops:
         grads = node_gradients(total, embed, traces, drop)
         with torch.no_grad():
-            effects.append(node_effects(batch, clean, corrupted, grads, qk_fix))
+            effects.append(node_effects(batch, clean, corrupted, grads, max_bytes if qk_fix else None))
     if grad_drop:
         scores = {site: sum(one[site].abs() for one in effects) / (len(traces) - 1) for site in effects[0]}
     else:
@@ -98,9 +99,9 @@ def node_gradients(total: Tensor, embed: Tensor, traces: Sequence[LayerTrace], d
 
 
 def node_effects(
-    batch: Batch, clean: NodeRun, corrupted: NodeRun, grads: NodeRun, qk_fix: bool
+    batch: Batch, clean: NodeRun, corrupted: NodeRun, grads: NodeRun, max_bytes: int | None
 ) -> dict[str, Float[Tensor, "batch *layer_head pos"]]:
-    """First-order effect of patching each node, by site."""
+    """First-order effect of patching each node, by site; with `max_bytes` for it, queries and keys by exact softmax."""
     effects: dict[str, list[Tensor]] = {site: [] for site in SITES}
     for index, layer in enumerate(batch.decoder.layers):
         at = batch.at if index == len(clean.layers) - 1 else None
@@ -110,17 +111,17 @@ def node_effects(
             if old is None:
                 effects[site].append(clean.embed.new_zeros(clean.embed.shape[:2]))
                 continue
-            effect = ((new - old) * gradient).sum(-1)  # [batch row *head]
+            effect = ((new - old) * gradient).sum(-1)  # [batch q_pos *head]
             effects[site].append(whole(batch, effect, None if site in "kv" else at))
-        if qk_fix:
-            q, k = softmax_effects(layer.attn, a, b, g.z, at)
+        if max_bytes is not None:
+            q, k = softmax_effects(layer.attn, a, b, g.z, at, max_bytes)
             effects["q"][-1], effects["k"][-1] = whole(batch, q, at), whole(batch, k, None)
     stacked = {site: torch.stack(values, 1) for site, values in effects.items()}  # [batch layer pos *head]
     by_head = {site: x.transpose(2, 3) if x.dim() == 4 else x for site, x in stacked.items()}
     return {"embed": whole(batch, ((corrupted.embed - clean.embed) * grads.embed).sum(-1), None), **by_head}
 
 
-def whole(batch: Batch, x: Float[Tensor, "batch row *head"], at: Tensor | None) -> Float[Tensor, "batch pos *head"]:
+def whole(batch: Batch, x: Shaped[Tensor, "batch q_pos *head"], at: Tensor | None) -> Shaped[Tensor, "batch pos *head"]:
     """x at every position: 0 on padding and where the last block was not computed."""
     spread_out = spread(x, at, batch.clean.shape[1])
     return spread_out if batch.real is None else spread_out * batch.real.view(*batch.real.shape, *[1] * (x.dim() - 2))
@@ -141,48 +142,56 @@ def changed_nodes(batch: Batch, clean: NodeRun, corrupted: NodeRun) -> dict[str,
 
 
 def softmax_effects(
-    attn: Attention, clean: LayerValues, corrupted: LayerValues, z_gradient: Tensor, at: Tensor | None
-) -> tuple[Float[Tensor, "batch row head"], Float[Tensor, "batch pos kv_head"]]:
+    attn: Attention, clean: LayerValues, corrupted: LayerValues, z_gradient: Tensor, at: Tensor | None, max_bytes: int
+) -> tuple[Float[Tensor, "batch q_pos head"], Float[Tensor, "batch pos kv_head"]]:
     """Effects of patching one query or one key, with the softmax recomputed exactly and linear only behind it.
 
     With attention a, its gradient g = d metric / d a and patched attention a', the effect is sum over keys (and, for a
     key, over the queries that see it) of (a' - a) g. A patched key changes one score per query by delta, so that
     (a' - a) g = (t - a) (g - m), with a that column's weight, m the mean of g over the other columns under their own
-    softmax, and t = a e^delta / (1 - a + a e^delta). Source: AtP*, arXiv 2403.00745, section 3.1.1.
+    softmax, and t = a e^delta / (1 - a + a e^delta). As many heads at once as `max_bytes` allows. Source: AtP*,
+    arXiv 2403.00745, "QK fix".
     """
-    group = attn.group
     q, k = (x.transpose(1, 2) for x in turned(attn, clean.q, clean.k, at))  # [batch head pos d_head]
     new_q, new_k = (x.transpose(1, 2) for x in turned(attn, corrupted.q, corrupted.k, at))
-    k, new_k, v = (x.repeat_interleave(group, 1) for x in (k, new_k, clean.v.transpose(1, 2)))
     place = torch.arange(k.shape[2], device=k.device)
-    seen = place <= (place if at is None else at)[:, None]  # [row k_pos]
-    log_pattern = (q @ k.mT * attn.scale).masked_fill(~seen, -torch.inf).log_softmax(-1)  # [batch head row k_pos]
-    patched = (new_q @ k.mT * attn.scale).masked_fill(~seen, -torch.inf).softmax(-1)
-    gradient = z_gradient.transpose(1, 2) @ v.mT  # [batch head row k_pos]
-    of_query = ((patched - log_pattern.exp()) * gradient).sum(-1)  # [batch head row]
-    delta = (q @ (new_k - k).mT * attn.scale).masked_fill(~seen, 0)
-    of_key = one_column(log_pattern, gradient, delta).sum(2)  # [batch head k_pos]
-    return of_query.transpose(1, 2), of_key.unflatten(1, (-1, group)).sum(2).transpose(1, 2)
+    seen = place <= (place if at is None else at)[:, None]  # [q_pos k_pos]
+    table = PATTERNS * len(q) * attn.group * seen.numel() * q.element_size()  # bytes for the heads of one key
+    step, of_query, of_key = max(1, max_bytes // table), [], []
+    for start in range(0, k.shape[1], step):
+        keys, queries = slice(start, start + step), slice(start * attn.group, (start + step) * attn.group)
+        v = clean.v.transpose(1, 2)[:, keys].repeat_interleave(attn.group, 1)
+        gradient = z_gradient.transpose(1, 2)[:, queries] @ v.mT  # [batch head q_pos k_pos]
+        old, new = (x[:, keys].repeat_interleave(attn.group, 1) for x in (k, new_k))
+        base = (q[:, queries] @ old.mT * attn.scale).masked_fill(~seen, -torch.inf).log_softmax(-1)
+        patched = (new_q[:, queries] @ old.mT * attn.scale).masked_fill(~seen, -torch.inf).softmax(-1)
+        of_query.append(((patched - base.exp()) * gradient).sum(-1))  # [batch head q_pos]
+        delta = (q[:, queries] @ (new - old).mT * attn.scale).masked_fill(~seen, 0)
+        column = one_column(base, gradient, delta).sum(2)  # [batch head k_pos]
+        of_key.append(column.unflatten(1, (-1, attn.group)).sum(2))
+    return torch.cat(of_query, 1).transpose(1, 2), torch.cat(of_key, 1).transpose(1, 2)
 
 
-def one_column(log_pattern: Tensor, gradient: Tensor, delta: Tensor) -> Float[Tensor, "batch head row k_pos"]:
+def one_column(log_pattern: Tensor, gradient: Tensor, delta: Tensor) -> Float[Tensor, "*row k_pos"]:
     """(t - a) (g - m) for each column: what changing that column's score by `delta` does to its row.
 
     1 - a and m of the column with the largest weight, the only one that can be near 1, are summed over the others
-    instead of found by subtraction.
+    instead of found by subtraction; weights too small to be numbers count by their logarithms.
     """
     pattern = log_pattern.exp()
-    largest = pattern.argmax(-1, keepdim=True)  # [batch head row 1]
-    others = pattern.scatter(-1, largest, 0.0)
-    rest = (1 - pattern).scatter(-1, largest, others.sum(-1, keepdim=True))
+    largest = pattern.argmax(-1, keepdim=True)  # [batch head q_pos 1]
+    others = log_pattern.scatter(-1, largest, -torch.inf)
+    log_others = others.logsumexp(-1, keepdim=True)  # -inf in a row with one column
+    log_rest = torch.log1p(-pattern).scatter(-1, largest, log_others)
+    rest = log_rest.exp()
     weighted = pattern * gradient
-    outside = (weighted.sum(-1, keepdim=True) - weighted).scatter(
-        -1, largest, (others * gradient).sum(-1, keepdim=True)
-    )
-    mean = torch.where(rest > 0, outside / rest, gradient)  # a row with one column cannot change
+    mean = (weighted.sum(-1, keepdim=True) - weighted) / rest.scatter(-1, largest, 1.0)
+    shares = (others - log_others.clamp(min=torch.finfo(others.dtype).min)).exp()
+    mean = mean.scatter(-1, largest, (shares * gradient).sum(-1, keepdim=True))
     # t - a = a (1 - a) (e^delta - 1) / (1 - a + a e^delta); above and below are divided by e^delta where it exceeds 1
     up, down = delta.clamp(min=0), delta.clamp(max=0)
     below = rest * (-up).exp() + pattern * down.exp()
     moved = pattern * rest * (torch.expm1(down) - torch.expm1(-up)) / below
-    moved = torch.where(pattern > 0, moved, (log_pattern + delta).sigmoid())  # a weight too small to be a number
+    odds = log_pattern + delta - log_rest  # t = sigmoid of it
+    moved = torch.where(pattern == 0, odds.sigmoid(), torch.where(rest == 0, -(-odds).sigmoid(), moved))
     return moved * (gradient - mean)

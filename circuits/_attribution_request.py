@@ -43,6 +43,8 @@ class Request:
 
     def in_columns(self, x: Float[Tensor, "batch *axis"], dim: int) -> Float[Tensor, "batch *axis"]:
         """x with its axis of positions `dim` in the columns of the caller, whose prompts may begin with padding."""
+        if not bool(self.prompts.shift.any()):
+            return x
         n_pos = self.shape[1]
         place = (torch.arange(n_pos, device=x.device) - self.prompts.shift[:, None]) % n_pos  # [batch pos]
         index = place.view(len(x), *(n_pos if axis == dim else 1 for axis in range(1, x.dim())))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from circuits.metrics import KL, Metric, Rows, UserMetric
@@ -17,18 +17,18 @@ from interp.errors import UsageError
 class LayerTrace:
     """What one block computed; q, k, v and z are None where the attention's output was given.
 
-    In the last block all but x, k and v are computed only at the positions that the metric reads ("row").
+    In the last block all but x, k and v are computed only at the positions that the metric reads ("q_pos").
     """
 
     x: Float[Tensor, "batch pos d_model"]  # residual stream that ln1 reads
-    q: Float[Tensor, "batch row head d_head"] | None  # before rotary positions
+    q: Float[Tensor, "batch q_pos head d_head"] | None  # before rotary positions
     k: Float[Tensor, "batch pos kv_head d_head"] | None  # before rotary positions
     v: Float[Tensor, "batch pos kv_head d_head"] | None
-    z: Float[Tensor, "batch row head d_head"] | None
-    attn_out: Float[Tensor, "batch row d_model"]
-    mlp_reads: Float[Tensor, "batch row d_model"]  # residual stream as the MLP's norm reads it, a tensor of its own
-    mlp_out: Float[Tensor, "batch row d_model"] | None
-    post: Float[Tensor, "batch row d_model"]  # residual stream behind the block
+    z: Float[Tensor, "batch q_pos head d_head"] | None
+    attn_out: Float[Tensor, "batch q_pos d_model"]
+    mlp_reads: Float[Tensor, "batch q_pos d_model"]  # residual stream as the MLP's norm reads it, a tensor of its own
+    mlp_out: Float[Tensor, "batch q_pos d_model"] | None
+    post: Float[Tensor, "batch q_pos d_model"]  # residual stream behind the block
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ class Writes:
     """What the blocks of one run wrote, detached, and the residual stream behind them."""
 
     embed: Float[Tensor, "batch pos d_model"]
-    z: tuple[Float[Tensor, "batch row head d_head"], ...]
-    attn_out: tuple[Float[Tensor, "batch row d_model"], ...]
-    mlp_out: tuple[Float[Tensor, "batch row d_model"] | None, ...]
-    final: Float[Tensor, "batch row d_model"]
+    z: tuple[Float[Tensor, "batch _ head d_head"], ...]
+    attn_out: tuple[Float[Tensor, "batch _ d_model"], ...]
+    mlp_out: tuple[Float[Tensor, "batch _ d_model"] | None, ...]
+    final: Float[Tensor, "batch q_pos d_model"]
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class Given:
     """The output of one layer's whole attention or of its MLP, given instead of computed."""
 
     layer: int
-    attn_out: Float[Tensor, "batch row d_model"] | None = None
-    mlp_out: Float[Tensor, "batch row d_model"] | None = None
+    attn_out: Float[Tensor, "batch q_pos d_model"] | None = None
+    mlp_out: Float[Tensor, "batch q_pos d_model"] | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Batch:
     counts: Int[Tensor, "prompt"]
     start: int
     shift: Int[Tensor, "batch"]
-    at: Int[Tensor, "row"] | None
+    at: Int[Tensor, "q_pos"] | None
 
 
 def run_blocks(
@@ -94,7 +94,7 @@ def run_block(layer: Layer, x: Tensor, at: Tensor | None, given: Given | None) -
         attn = layer.attn
         q, k, v = heads(taken(y, at), attn.W_Q, attn.b_Q), heads(y, attn.W_K, attn.b_K), heads(y, attn.W_V, attn.b_V)
         z = attend(attn, q, k, v, at)
-        attn_out = linear(z.flatten(2), attn.W_O.flatten(0, 1), attn.b_O)  # [batch row d_model]
+        attn_out = linear(z.flatten(2), attn.W_O.flatten(0, 1), attn.b_O)  # [batch q_pos d_model]
     mid = taken(y if layer.adds_to_normed else x, at) + attn_out
     mlp_reads = taken(x, at) if layer.parallel else mid
     mlp_reads = mlp_reads.view_as(mlp_reads)
@@ -116,12 +116,12 @@ def writes_of(embed: Tensor, traces: Iterable[LayerTrace]) -> Writes:
     )
 
 
-def taken(x: Float[Tensor, "batch pos *rest"], at: Tensor | None) -> Float[Tensor, "batch row *rest"]:
+def taken(x: Float[Tensor, "batch pos *rest"], at: Tensor | None) -> Float[Tensor, "batch q_pos *rest"]:
     """The positions `at` of x, or all of them."""
     return x if at is None else x.index_select(1, at)
 
 
-def spread(x: Float[Tensor, "batch row *rest"], at: Tensor | None, n_pos: int) -> Float[Tensor, "batch pos *rest"]:
+def spread(x: Shaped[Tensor, "batch q_pos *rest"], at: Tensor | None, n_pos: int) -> Shaped[Tensor, "batch pos *rest"]:
     """x at the positions `at`, 0 elsewhere."""
     if at is None:
         return x
@@ -159,7 +159,7 @@ def turned(attn: Attention, q: Tensor, k: Tensor, at: Tensor | None) -> tuple[Te
 
 def attend(
     attn: Attention, q: Tensor, k: Tensor, v: Tensor, at: Tensor | None
-) -> Float[Tensor, "batch row head d_head"]:
+) -> Float[Tensor, "batch q_pos head d_head"]:
     """Causal attention of the queries at the positions `at` to all keys, by the fused kernel."""
     q, k = turned(attn, q, k, at)
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [batch head pos d_head]
@@ -167,11 +167,11 @@ def attend(
         k, v = k.repeat_interleave(attn.group, 1), v.repeat_interleave(attn.group, 1)
     if at is None:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=attn.scale).transpose(1, 2)
-    seen = torch.arange(k.shape[2], device=k.device) <= at[:, None]  # [row k_pos]
+    seen = torch.arange(k.shape[2], device=k.device) <= at[:, None]  # [q_pos k_pos]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=attn.scale).transpose(1, 2)
 
 
-def logit_rows(batch: Batch, final: Float[Tensor, "batch row d_model"]) -> Float[Tensor, "row d_vocab"]:
+def logit_rows(batch: Batch, final: Float[Tensor, "batch q_pos d_model"]) -> Float[Tensor, "row d_vocab"]:
     """Logits at the rows that the metric reads."""
     pos = batch.rows.pos if batch.at is None else torch.searchsorted(batch.at, batch.rows.pos)
     index = (batch.rows.prompt - batch.start) * final.shape[1] + pos
@@ -179,7 +179,7 @@ def logit_rows(batch: Batch, final: Float[Tensor, "batch row d_model"]) -> Float
 
 
 def metric_total(
-    batch: Batch, final: Float[Tensor, "batch row d_model"], base: Float[Tensor, "row d_vocab"] | None
+    batch: Batch, final: Float[Tensor, "batch q_pos d_model"], base: Float[Tensor, "row d_vocab"] | None
 ) -> Float[Tensor, ""]:
     """Sum over the prompts of the metric; `base` are the clean run's logits (its own, where None).
 
@@ -222,7 +222,7 @@ def gradients(total: Tensor, tensors: Sequence[Tensor | None], keep_graph: bool 
     return [None if x is None else next(filled) for x in tensors]
 
 
-def require_finite(final: Float[Tensor, "batch row d_model"], batch: Batch, name: str) -> None:
+def require_finite(final: Float[Tensor, "batch q_pos d_model"], batch: Batch, name: str) -> None:
     """Raise UsageError if a run ended in numbers that are not finite."""
     total = final.detach().sum((1, 2))
     if not bool(total.sum().isfinite()):

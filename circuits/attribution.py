@@ -40,10 +40,11 @@ def eap(
     score[sender -> receiver] = (sender's output in the corrupted run - in the clean run) . d metric / d (residual
     stream that the receiver reads), the gradient taken at the clean run, with everything behind the receiver
     recomputed and the exact Jacobian of the norm in front of it, summed over positions. The base is the clean run, into
-    which the corrupted sender is patched; for the opposite direction exchange the two arguments (and mind the sign of
-    the metric). Where the stream itself is renormalised between sender and receiver (residual="normed"), the
-    difference passes through the Jacobians of those norms, everything else that writes held fixed. Equal to
-    `get_scores_eap` of the EAP-IG repository. Source: Syed, Rager and Conmy 2023, arXiv 2310.10348, section 3.
+    which the corrupted sender is patched: the direction "noise" of `patch_edges`, whose pooled effects these scores
+    approach for small differences. For the other direction exchange the two arguments. Where the stream itself is
+    renormalised between sender and receiver (residual="normed"), the difference passes through the Jacobians of those
+    norms, everything else that writes held fixed. Equal to `get_scores_eap` of the EAP-IG repository. Source: Syed,
+    Rager and Conmy 2023, arXiv 2310.10348.
 
     Args:
         model: our Transformer, a Decoder, or an outside model that an adapter can write as one.
@@ -90,7 +91,7 @@ def eap_ig(
       incoming edges get a zero from the runs in which its output is given.
 
     Both equal the EAP-IG repository's `get_scores_eap_ig` and `get_scores_ig_activations`, unlike steps included.
-    Source: Hanna, Pezzelle and Belinkov 2024, arXiv 2403.17806, section 3.
+    Source: Hanna, Pezzelle and Belinkov 2024, arXiv 2403.17806.
 
     Args:
         steps: m, at least 1. "inputs" takes m + 1 forward and m backward passes, "activations" m for each node.
@@ -137,7 +138,8 @@ def attribution_patching(
             saturated heads.
         grad_drop: the mean over layers of |score| with no gradient through that layer's attention and MLP, divided by
             n_layers - 1 because the node's own layer gives 0. Cures scores near 0 by cancellation; has no sign and
-            costs one backward pass per layer. Both corrections together are AtP* (arXiv 2403.00745, sections 3.1-3.2).
+            costs one backward pass per layer. Both corrections together are AtP*: Kramar et al. 2024, arXiv
+            2403.00745.
         model, clean, corrupted, metric, mask, max_bytes: as for `eap`.
 
     Raises:
@@ -151,7 +153,9 @@ def attribution_patching(
         if grad_drop and n_layers < 2:
             raise UsageError("grad_drop: a model of one layer has no other layer to drop; leave it out")
         method = "attribution patching" + ", QK fix" * qk_fix + ", GradDrop" * grad_drop
-        return _nodes(ask, method, [score_nodes(batch, qk_fix, grad_drop) for batch in batches(ask)])
+        return _nodes(
+            ask, method, [score_nodes(batch, qk_fix, grad_drop, ask.max_bytes // 2) for batch in batches(ask)]
+        )
 
 
 def _edges(

@@ -156,6 +156,8 @@ class NodeScores:
             names = {"node": nodes, "site": [site] * len(nodes), "no_effect": [reasons.get(node, "") for node in nodes]}
             axes, extra = (["prompt", "pos"], {}) if by_prompt else (["pos"], {"prompts": len(values)})
             kept = [index for index, node in enumerate(nodes) if node]
+            if not kept:
+                continue
             chosen = {key: [column[index] for index in kept] for key, column in names.items()}
             parts.append(frame((values if by_prompt else values.mean(0))[..., kept], axes, chosen, extra))
         return pd.concat(parts, ignore_index=True)
