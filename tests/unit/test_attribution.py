@@ -55,15 +55,15 @@ def test_every_edge_of_eap_is_the_derivative_of_adding_the_difference_there(name
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_edge_of_eap_ig_on_inputs_is_the_mean_of_derivatives_along_the_path(name):
-    decoder, (clean, corrupted) = small_decoder(name), prompts()
-    for metric in (logit_diff(positions="all"), KL()):
-        expected = edge_scores(decoder, clean, corrupted, metric, names_of(decoder), "inputs", 2)
-        assert error(eap_ig(decoder, clean, corrupted, metric, steps=2, by_position=True), expected) < LIMIT
+    decoder, (clean, corrupted) = small_decoder(name), prompts(1, 4)
+    metric = KL() if name in ("preset", "grouped") else logit_diff(1, "all")
+    expected = edge_scores(decoder, clean, corrupted, metric, names_of(decoder), "inputs", 2)
+    assert error(eap_ig(decoder, clean, corrupted, metric, steps=2, by_position=True), expected) < LIMIT
 
 
-@pytest.mark.parametrize("name", ["normed residual", "grouped", "parallel", "attention only"])
+@pytest.mark.parametrize("name", ["normed residual", "grouped parallel", "attention only"])
 def test_every_edge_of_eap_ig_on_activations_is_the_mean_over_nodes_and_steps(name):
-    decoder, (clean, corrupted) = small_decoder(name), prompts(1)
+    decoder, (clean, corrupted) = small_decoder(name), prompts(1, 4)
     metric = LogProb(torch.tensor([3]))
     expected = edge_scores(decoder, clean, corrupted, metric, names_of(decoder), "activations", 2)
     found = eap_ig(decoder, clean, corrupted, metric, steps=2, variant="activations", by_position=True)
