@@ -1,4 +1,4 @@
-"""The commands `interp detect`, `interp report` and `interp demo`."""
+"""The commands `interp detect`, `interp report` and `interp demo`, with `interp patch` mounted beside them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from circuits.cli_patch import patch
 
 if TYPE_CHECKING:
     from circuits.detect import Tell
@@ -142,7 +144,7 @@ def demo(
         raise typer.Exit(1)
 
 
-COMMANDS = {"detect": detect, "report": REPORT, "demo": demo}
+COMMANDS = {"detect": detect, "patch": patch, "report": REPORT, "demo": demo}
 
 
 def _which(checkpoints: str) -> tuple[int | None, bool]:

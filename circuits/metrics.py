@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -33,6 +33,7 @@ class Rows:
         return torch.bincount(self.prompt, minlength=self.n_prompts)
 
 
+@runtime_checkable
 class Metric(Protocol):
     """A metric of the logits at `positions`; `change` is what a patch does to it, computed from differences."""
 

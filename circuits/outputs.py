@@ -2,9 +2,11 @@
 
 from typing import Literal
 
-from circuits.detectors.base import Detection, Emergence
+from pydantic import Field
+
+from circuits.detectors.base import Detection, Emergence, Interval
 from circuits.report.verify import VerifyResult
-from interp.schemas import Output
+from interp.schemas import Output, Part
 
 
 class DetectOutput(Output):
@@ -46,9 +48,73 @@ class DemoOutput(Output):
     files: dict[str, str]
 
 
+class PatchEffect(Part):
+    """The effect of one patch at one step of the task, as a mean over prompts."""
+
+    t: int
+    component: str = Field(description="head L1.H0, layer L1, neuron L1.N5 or edge L0.H0->L1.H0.q")
+    position: int | None = Field(description="null: all positions at once")
+    position_name: str
+    effect: Interval
+    share: Interval | None = Field(description="of the difference between source run and base run; null: has none")
+
+
+class PatchStep(Part):
+    """The prompts of one step of the task, cut after `query`, the position that writes the step's state."""
+
+    t: int
+    query: int
+    n: int
+    base: Interval = Field(description="metric of the run that is patched into")
+    source: Interval | None = Field(description="metric of the run that is patched from; null: an ablation")
+    right: Interval = Field(description="share of prompts that the clean run answers right")
+
+
+class PatchCheck(Part):
+    """Patches rerun through plain hooks, one forward each."""
+
+    n: int
+    max_error: float
+    l2_error: float = Field(description="relative to the effects of all n")
+    largest_effect: float
+
+
+class PatchOutput(Output):
+    """`interp patch RUN --json`."""
+
+    kind: Literal["patch"] = "patch"
+    run: str
+    task: str
+    step: int = Field(description="training step of the checkpoint")
+    checkpoint: str = Field(description="sha256 of the checkpoint manifest")
+    config_hash: str
+    code_version: str
+    seed: int
+    by: str
+    site: str | None
+    pairs: str
+    length: int
+    ablation: str
+    direction: str | None = Field(description="null: an ablation, which acts on the clean run")
+    metric: str
+    precision: str
+    backend: str
+    effect_kind: str = Field(description="what one effect is, in the engine's words")
+    plan: str
+    steps: list[PatchStep]
+    left_out: list[int] = Field(description="steps that have pairs and were not patched")
+    without_pairs: dict[int, str] = Field(description="steps that have no pairs, and why")
+    top: list[PatchEffect] = Field(description="largest effects whose interval leaves zero out")
+    skipped: dict[str, int] = Field(description="effects that are exactly zero and were not run, by reason")
+    check: PatchCheck | None
+    key: str = Field(description="of the stored analysis, and stem of the files")
+    files: dict[str, str]
+
+
 OUTPUTS: dict[str, type[Output]] = {
     "detect": DetectOutput,
     "report": ReportOutput,
     "verify": VerifyOutput,
     "demo": DemoOutput,
+    "patch": PatchOutput,
 }

@@ -71,7 +71,7 @@ class Rotary(Weights):
     scale: float = 1.0
 
     def __call__(
-        self, x: Float[Tensor, "*row head d_head"], position: Int[Tensor, "*row"]
+        self, x: Float[Tensor, "*row head d_head"], position: Int[Tensor, "*#row"]
     ) -> Float[Tensor, "*row head d_head"]:
         pairs = len(self.speed)
         angle = (position[..., None].to(self.speed) * self.speed).unsqueeze(-2)  # [*row 1 pair]

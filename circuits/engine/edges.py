@@ -58,9 +58,9 @@ class Wanted:
 
     senders: dict[str, int]
     receivers: dict[str, int]
-    slots: Int[Tensor, "sender receiver pos query"]
+    slots: Int[Tensor, "sender receiver place query"]
     positions: Int[Tensor, "pos"]
-    read: Bool[Tensor, "pos"]
+    read: Bool[Tensor, "row"]
 
     @property
     def by_query(self) -> bool:

@@ -40,7 +40,7 @@ class Wanted:
     components: Int[Tensor, "component"]
     positions: Int[Tensor, "pos"]
     read: Bool[Tensor, "place"]
-    slots: Int[Tensor, "layer component pos"]
+    slots: Int[Tensor, "layer component place"]
 
 
 def values(run: LayerRecord, site: Site) -> Float[Tensor, "batch pos *component width"]:

@@ -61,7 +61,7 @@ def mlp_post_delta(
     return post.sub_(rows.take(base.mlp_post))
 
 
-def turned(rotary: Rotary | None, x: Float[Tensor, "*row head d_head"], position: Int[Tensor, "*row"]) -> Tensor:
+def turned(rotary: Rotary | None, x: Float[Tensor, "*row head d_head"], position: Int[Tensor, "*#row"]) -> Tensor:
     """x after rotary positions, which are linear: they turn differences as they turn values."""
     return x if rotary is None else rotary(x, position)
 
