@@ -49,6 +49,8 @@ class PatchResult:
         reason: index into REASONS: why a patch has exactly no effect and was not run; 0 for those that were.
         layers, components, positions: what the axes of `effect` stand for.
         base, source: metric of the run that is patched into, and of the run that is patched from (None for ablations).
+        drift: metric of the base run minus its value in the model's own 16-bit format; None for 32-bit weights. The
+            engine runs such a model in float32.
         kind: what an effect is.
         backend: what computed it.
         plan: chunks, floating-point operations and memory as predicted before the run.
@@ -70,6 +72,7 @@ class PatchResult:
     plan: Plan
     flops: int
     seconds: float
+    drift: Float[Tensor, "prompt"] | None = None
     kind: str = "single site, everything downstream recomputed"
     patches: Any = field(default=None, repr=False)
 

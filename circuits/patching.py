@@ -293,5 +293,6 @@ def result_of(patches: Patches, plan: Plan, effect: Tensor, reason: Tensor, seco
         plan=plan,
         flops=spent,
         seconds=seconds,
+        drift=runs.drift,
         patches=patches,
     )

@@ -8,13 +8,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from circuits.engine.finish import is_read, metric_value
+from circuits.engine.finish import decoder_logits, is_read, metric_value
 from circuits.engine.products import Backend, Precision, Products
 from circuits.engine.prompts import Prompts, aligned
 from circuits.engine.record import LayerRecord, Record, record
 from circuits.metrics import Metric, UserMetric, metric_rows
 from circuits.metrics import Rows as MetricRows
-from interp.decoder import Decoder, decoder_of
+from interp.decoder import Decoder, decoder_of, forward
 from interp.errors import UsageError
 from interp.model import Transformer
 from interp.rng import generator
@@ -93,6 +93,7 @@ class Runs:
     Attributes:
         base: the run that is patched into.
         other: the run that is patched from; None for ablations without one.
+        own: the decoder in the weights' own format, where that has 16 bits.
     """
 
     model: Any
@@ -104,6 +105,20 @@ class Runs:
     rows: MetricRows
     given: Given
     mul: Products
+    own: Decoder | None = None
+
+    @property
+    def drift(self) -> Float[Tensor, "prompt"] | None:
+        """Metric of the base run minus what it is when computed in the weights' own 16-bit format; None for others."""
+        if self.own is None:
+            return None
+        own = forward(self.own, self.prompts.base).to(self.base.final)
+        if isinstance(self.metric, UserMetric):
+            return self.values[0] - self.metric.fn(own)
+        at = (self.rows.prompt, self.rows.pos)
+        base = decoder_logits(self.decoder, self.base)[at]
+        of_own = self.metric.of_logits(own[at], self.rows, base)
+        return self.rows.mean(self.metric.of_logits(base, self.rows, base) - of_own)
 
     @property
     def read(self) -> Bool[Tensor, "prompt pos"]:
@@ -150,13 +165,14 @@ def runs_for(
     Raises:
         UsageError: naming the argument that is wrong.
     """
+    own = decoder if decoder.W_E.dtype in (torch.bfloat16, torch.float16) else None
     decoder = decoder.to(DTYPES[given.precision])
     prompts = base_and_source(clean, corrupted, given, decoder.W_E.shape[0], decoder.n_ctx)
     base, other = both_runs(decoder, prompts)
     check_finite(decoder, base)
     named = as_metric(metric)
     rows, mul = metric_rows(named, prompts.lengths), Products(given.precision, given.backend)
-    return Runs(model, decoder, prompts, base, other, named, rows, given, mul)
+    return Runs(model, decoder, prompts, base, other, named, rows, given, mul, own)
 
 
 def as_decoder(model: Any) -> Decoder:

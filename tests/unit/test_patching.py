@@ -213,6 +213,19 @@ def test_coarse_products_keep_the_relative_size_of_small_effects():
         assert coarse.precision == precision
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("metric", [logit_diff(), KL(), UserMetric(lambda logits: logits[:, -1, 0])])
+def test_a_16_bit_model_runs_in_float32_and_its_drift_is_recorded(dtype, metric):
+    decoder, (clean, corrupted) = small_decoder("preset", d_model=32), prompts()
+    runs = {"clean": clean, "corrupted": corrupted, "metric": metric}
+    result = patch_heads(decoder.to(dtype), **runs)
+    exact = patch_heads(decoder.to(dtype).to(torch.float64), **runs, precision="fp64")
+    assert result.effect.dtype == torch.float32
+    assert (result.effect - exact.effect).abs().max() < 1e-4 * exact.effect.abs().max()
+    assert 0 < result.drift.abs().max() < 1
+    assert exact.drift is None
+
+
 def test_verify_reports_the_error_and_sees_a_wrong_effect():
     model, (clean, corrupted) = random_model(n_layers=3, embed_norm=True), prompts()
     result = patch_heads(model, clean=clean, corrupted=corrupted, metric=logit_diff(), precision="fp64")
