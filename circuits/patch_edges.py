@@ -164,24 +164,45 @@ class EdgeChunk:
     receivers: tuple[int, ...]
 
 
-def chunks_of(cost: list[int], positions: Sequence[int], stop: int, max_rows: int) -> Iterator[EdgeChunk]:
+def rows_of(receiver: str, n_layers: int, suffix: int, out_rows: int, by_query: bool) -> int:
+    """Rows that the branches of one sender and position need at most, when every row of the suffix may change."""
+    if receiver == "logits":
+        return 1
+    layer, spreads = int(receiver[1:].split(".")[0]), receiver[-2:] in (".k", ".v")
+    if spreads and by_query:
+        reached = out_rows if layer == n_layers - 1 else suffix
+        return reached * _rows_of_one(layer, n_layers, suffix, out_rows)
+    if spreads:
+        return out_rows if layer == n_layers - 1 else suffix
+    return _rows_of_one(layer, n_layers, suffix, out_rows)
+
+
+def _rows_of_one(layer: int, n_layers: int, suffix: int, out_rows: int) -> int:
+    """Rows that a branch of one row in this layer grows to."""
+    return {n_layers - 1: 1, n_layers - 2: out_rows}.get(layer, suffix)
+
+
+def chunks_of(
+    rows: Callable[[int, int], int], receivers: Sequence[int], positions: Sequence[int], stop: int, max_rows: int
+) -> Iterator[EdgeChunk]:
     """Cut positions x receivers so that no chunk has many more than `max_rows` rows at once.
 
     Args:
-        cost: branches per position of each receiver.
+        rows: rows per position of a receiver, for a suffix of so many rows.
     """
     index = 0
     while index < len(positions):
         suffix = stop - positions[index]
-        whole = sum(cost) * suffix
+        cost = {receiver: rows(receiver, suffix) for receiver in receivers}
+        whole = sum(cost.values())
         if whole <= max_rows:
             count = max(1, max_rows // max(1, whole))
-            yield EdgeChunk(tuple(positions[index : index + count]), tuple(range(len(cost))))
+            yield EdgeChunk(tuple(positions[index : index + count]), tuple(receivers))
             index += count
             continue
         group: list[int] = []
-        for receiver, branches in enumerate(cost):
-            if group and (sum(cost[r] for r in group) + branches) * suffix > max_rows:
+        for receiver in receivers:
+            if group and sum(cost[r] for r in group) + cost[receiver] > max_rows:
                 yield EdgeChunk((positions[index],), tuple(group))
                 group = []
             group.append(receiver)
@@ -200,9 +221,19 @@ def _run(
     """Run every chunk; returns how many branches there were."""
     stop = int(runs.read.any(0).nonzero().max()) + 1
     first = 0 if runs.other is None else int(runs.prompts.first_difference.min())
-    max_rows = _limits(runs)
-    cost = (asked.sum(0) * (slots.shape[-1] if slots.shape[-1] > 1 else 1)).tolist()
-    chunks = list(chunks_of(cost, range(first, stop), stop, max_rows))
+    max_rows, n_layers, by_query = _limits(runs), len(runs.decoder.layers), slots.shape[-1] > 1
+    senders, out_rows = asked.sum(0).tolist(), int(runs.read.sum(1).max())
+
+    def rows(receiver: int, suffix: int) -> int:
+        return senders[receiver] * rows_of(graph.receivers[receiver], n_layers, suffix, min(out_rows, suffix), by_query)
+
+    # Receivers whose branches stay few rows run at many positions at once, apart from those that need whole suffixes.
+    wanted = [receiver for receiver, count in enumerate(senders) if count]
+    short = [r for r in wanted if rows(r, stop) <= senders[r] * max(1, out_rows)]
+    long = [r for r in wanted if r not in short]
+    chunks = [
+        chunk for some in (short, long) if some for chunk in chunks_of(rows, some, range(first, stop), stop, max_rows)
+    ]
     queries = Queries(runs.decoder.layers, runs.base, len(chunks) > 1, runs.mul)
     branches = 0
     for done, chunk in enumerate(chunks, 1):
@@ -275,7 +306,10 @@ def _run_pooled(
         return 0
     span = Span(first, stop)
     out, max_rows = rows_to_read(runs.read, span), _limits(runs)
-    groups = [chunk.receivers for chunk in chunks_of(asked.sum(0).tolist(), [first], stop, max_rows)]
+    senders = asked.sum(0).tolist()
+    wanted = [receiver for receiver, count in enumerate(senders) if count]
+    chunks = chunks_of(lambda receiver, suffix: senders[receiver] * suffix, wanted, [first], stop, max_rows)
+    groups = [chunk.receivers for chunk in chunks]
     counted = 0
 
     def finish(branches: Branches, where: OneRow | Rows) -> None:
@@ -288,12 +322,12 @@ def _run_pooled(
 
     for done, receivers in enumerate(groups, 1):
         used = asked[:, list(receivers)].any(1).tolist()
-        wanted = WantedPooled(
+        asked_for = WantedPooled(
             senders={name: i for i, name in enumerate(graph.senders) if used[i]},
             receivers={graph.receivers[i]: i for i in receivers},
             slots=slots[:, :, 0, 0],
         )
-        wave = PooledWave(runs.decoder, base, source, wanted, span, out, mul)
+        wave = PooledWave(runs.decoder, base, source, asked_for, span, out, mul)
         sweep(runs.decoder, base, wave.joining, span, out, finish, state, mul)
         if (direct := wave.logits()) is not None:
             finish(direct, out)
