@@ -110,6 +110,33 @@ def test_run_outputs_are_valid(capsys, store):
     }
 
 
+def test_patch_output_of_a_run_that_is_not_solved_is_valid_and_names_its_files(capsys, store, tmp_path):
+    line = ["patch", "a", "--by", "head,position", "--ablation", "resample", "--n", "6", "--json"]
+    capsys.readouterr()
+    assert main([*line, "--store", str(store), "--output", str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    value, model = json.loads(out), CIRCUIT_OUTPUTS["patch"]
+    assert (value["format"], value["kind"], err) == (1, "patch", "")
+    jsonschema.validate(value, model.model_json_schema())
+    model.model_validate(value)
+    assert {path.name for path in tmp_path.iterdir()} >= {f"{value['key']}.{kind}" for kind in value["files"]}
+    assert (value["ablation"], value["direction"], value["check"]) == ("resample", None, None)
+    for step in value["steps"]:
+        assert 2 <= step["n"] == step["base"]["n"] <= 6
+    for one in value["top"]:
+        assert one["effect"]["low"] <= one["effect"]["value"] <= one["effect"]["high"]
+
+
+def test_patches_are_stored_in_the_run_unless_another_folder_is_named(capsys, store):
+    before = set((store / "b" / "analysis").glob("*")) if (store / "b" / "analysis").exists() else set()
+    assert main(["patch", "b", "--length", "2", "--step", "1", "--verify", "4", "--store", str(store), "--json"]) == 0
+    value = json.loads(capsys.readouterr().out)
+    assert value["check"]["n"] == 4
+    made = set((store / "b" / "analysis").iterdir()) - before
+    assert {path.suffix for path in made} == {".csv", ".html", ".json", ".npz", ".svg"}
+    assert main(["runs", "show", "b", "--store", str(store)]) == 0
+
+
 def test_run_tables_show_the_same_runs(capsys, store):
     for arguments in (["runs", "ls"], ["runs", "show", "a"], ["runs", "compare", "a", "b"]):
         assert main([*arguments, "--store", str(store)]) == 0
