@@ -93,6 +93,23 @@ def test_pairs_are_different_held_out_and_change_the_answer(run, family):
     assert set(map(tuple, pairs.clean.tolist())) <= known
 
 
+def test_where_few_pairs_exist_none_is_counted_twice(run):
+    task = load_model(run)[1]
+    held_out = task.split(run.config.seed, run.config.data).test[1]
+    pairs = pairs_of(task, request(n=80), 1, 0, held_out)
+    rows = torch.cat((pairs.clean, pairs.donor), 1)
+    assert len(rows) == len(rows.unique(dim=0)) == 9 * len(held_out)  # each with the nine other inputs as donors
+
+
+def test_clock_pairs_move_the_clock_head_and_have_no_whole_difference(run):
+    found = patched(run, pairs="clock", t="2")
+    (cells,) = cells_of(found)
+    best = strongest([cells], 1)[0]
+    assert (best.component, best.pos, best.share) == ("L0.H0", found.steps[0].query, None)
+    assert best.effect.high < 0 < of_runs(found)["base"].low
+    assert all(cell.share is None for row in cells for cell in row)
+
+
 def test_the_metric_of_the_clean_run_is_higher_than_that_of_the_donor(solved, run):
     denoised, noised = of_runs(solved), of_runs(patched(run, direction="noise"))
     assert denoised["base"].high < 0 < denoised["source"].low
@@ -307,6 +324,13 @@ def test_files_hold_the_frame_the_arrays_and_one_offline_page(solved, tmp_path):
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     assert f"style-src 'sha256-{digest}'".replace("'", "&#39;") in page
     assert "<script" not in page
+    assert "&" not in style  # an escaped style is none
+    assert ".facts > div" in style
+    figure = ElementTree.parse(folder / f"{solved.key}.svg").getroot()
+    kinds = {
+        kind: [one for one in cell_rectangles(figure) if one.get("class") == f"cell {kind}"] for kind in ("up", "flat")
+    }
+    assert len(kinds["up"]) >= LENGTH and kinds["flat"]
     assert set(re.findall(r"https?://[^\"' <]+", page)) == {"http://www.w3.org/2000/svg"}
 
 
