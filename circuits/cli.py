@@ -33,7 +33,7 @@ def detect(
 ) -> None:
     """Look for a circuit in a trained run and say how sure that is."""
     step, follow = _which(checkpoints)
-    opened = _open(store, run)
+    opened = open_run(store, run)
     import torch
 
     from circuits.cli_text import show_detection
@@ -44,7 +44,7 @@ def detect(
 
     torch.set_num_threads(threads)
     options = Options(seed=seed, n_null=null)
-    with _counter() as tell:
+    with counter() as tell:
         found = detect_run(
             opened, detector=detector, step=step, every_checkpoint=follow, options=options, tell=tell, fresh=fresh
         )
@@ -64,7 +64,7 @@ def make(
     as_json: JsonOption = False,
 ) -> None:
     """Write report.html, report.json and report.md for a run."""
-    opened = _open(store, run)
+    opened = open_run(store, run)
     import torch
 
     from circuits.outputs import ReportOutput
@@ -73,7 +73,7 @@ def make(
     from interp.console import print_json, say
 
     torch.set_num_threads(threads)
-    with _counter() as tell:
+    with counter() as tell:
         report = build_report(opened, step=step, tell=tell)
     files = {kind: str(path) for kind, path in write_report(report, output or opened.path / "report").items()}
     if as_json:
@@ -107,7 +107,7 @@ def verify(
         torch.set_num_threads(threads)
         path = file / "report.json" if file.is_dir() else file
         again = lambda report: rebuild(path, report, tell)  # noqa: E731
-    with _counter() as tell:
+    with counter() as tell:
         result = check(file, again)
     if as_json:
         print_json(VerifyOutput(result=result))
@@ -128,7 +128,7 @@ def demo(
     from interp.console import note, print_json, say
     from interp.progress import training_display
 
-    with training_display(name) as progress, _counter() as tell:
+    with training_display(name) as progress, counter() as tell:
         result = run_demo(store, name, seed, progress=progress, tell=tell, say=note)
     if as_json:
         print_json(result)
@@ -158,7 +158,7 @@ def _which(checkpoints: str) -> tuple[int | None, bool]:
     return int(checkpoints), False
 
 
-def _open(store: Path, name: str):
+def open_run(store: Path, name: str):
     """The run, before anything heavy is imported, so that a wrong name answers at once."""
     from interp.run import Store
 
@@ -166,7 +166,7 @@ def _open(store: Path, name: str):
 
 
 @contextmanager
-def _counter() -> "Iterator[Tell]":
+def counter() -> "Iterator[Tell]":
     """A progress bar on stderr for counted work; silent where stderr is no terminal."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -71,13 +71,13 @@ def patch(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Patch every head, layer, neuron or edge of a run, exactly; write the effects as table and heatmap."""
-    from circuits.cli import _counter, _open
+    from circuits.cli import counter, open_run
     from circuits.patch_request import request
 
     options = {"site": site, "pairs": pairs, "length": length, "t": step, "ablation": ablation, "direction": direction}
     options |= {"metric": metric, "n": n, "precision": precision, "seed": seed, "verify": verify}
     asked = request(by=by, checkpoint=checkpoint, **options)
-    opened = _open(store, run)
+    opened = open_run(store, run)
     import torch
 
     from circuits.cli_patch_text import show_patches
@@ -89,7 +89,7 @@ def patch(
     from interp.run import ANALYSIS
 
     torch.set_num_threads(threads)
-    with _counter() as tell:
+    with counter() as tell:
         try:
             found = patch_run(opened, asked, tell)
             cells = cells_of(found)

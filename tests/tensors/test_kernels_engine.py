@@ -31,7 +31,6 @@ def check(found: dict, floor: float = 2e-6) -> None:
 
 @pytest.mark.parametrize("cases", [CASES[:2], CASES[2:]], ids=["layer norm", "grouped and gated"])
 def test_engine_on_interpreted_kernels_is_as_exact_as_on_torch(cases):
-    pytest.importorskip("triton")
     for found in interpreted(cases):
         check(found)
         assert "one_column: interpret" in found["backend"]
@@ -40,6 +39,5 @@ def test_engine_on_interpreted_kernels_is_as_exact_as_on_torch(cases):
 
 @pytest.mark.slow
 def test_engine_on_interpreted_kernels_covers_the_other_families():
-    pytest.importorskip("triton")
     for found in interpreted(MORE):
         check(found)
