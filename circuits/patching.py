@@ -6,7 +6,7 @@ Exact means the stated single-site intervention, to rounding. It says nothing of
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Unpack
 
 import torch
@@ -24,6 +24,7 @@ from circuits.engine.plan import (
     chunks_for,
     forward_flops,
     free_memory,
+    product_speed,
     row_bytes,
 )
 from circuits.engine.rows import OneRow, Rows, Span
@@ -98,6 +99,34 @@ def patch_heads(
     plan = plan_of(patches, given.max_bytes)
     effect, reason = run_plan(patches, plan, given.progress)
     return result_of(patches, plan, effect, reason, time.perf_counter() - started)
+
+
+@torch.no_grad()
+def plan_heads(
+    model: Transformer | Decoder | Any,
+    *,
+    clean: Int[Tensor, "batch pos"],
+    metric: Metric | UserMetric | Callable[[Tensor], Tensor],
+    corrupted: Int[Tensor, "batch pos"] | None = None,
+    site: Site = "z",
+    layers: Sequence[int] | None = None,
+    components: Sequence[int] | None = None,
+    positions: Sequence[int] | None = None,
+    **options: Unpack[Options],
+) -> Plan:
+    """What `patch_heads` with these arguments would cost: chunks, operations, memory and seconds; nothing is patched.
+
+    The two runs are recorded, so that their memory is real. The seconds assume the speed that one large product has
+    now, which small models do not reach.
+
+    Raises:
+        UsageError: naming the argument that is wrong.
+        NotExpressible: for a model that would be patched by full forwards.
+    """
+    given = Given(**options)
+    runs = runs_for(model, as_decoder(model), clean, corrupted, metric, given)
+    plan = plan_of(patches_of(runs, site, layers, components, positions), given.max_bytes)
+    return replace(plan, seconds=plan.flops / product_speed(runs.decoder, plan.rows))
 
 
 def patches_of(

@@ -1,6 +1,8 @@
 """How the work is cut into chunks that fit a budget, with what it will cost, before anything runs."""
 
+import math
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +34,7 @@ class Plan:
         flops: 2 per multiply-add of the weight products of all branches and both base runs.
         bytes: memory of the largest chunk and of the recorded runs.
         naive_flops: the same patches by one full forward each.
+        seconds: processor time at the speed of the decoder's own products on this machine; None where not asked for.
     """
 
     chunks: tuple[Chunk, ...]
@@ -41,12 +44,14 @@ class Plan:
     bytes: int
     naive_flops: int
     budget: int
+    seconds: float | None = None
 
     def __str__(self) -> str:
         return (
             f"{self.patches:,} patches in {len(self.chunks)} chunks of at most {self.rows:,} rows: "
             f"{self.flops / 1e9:,.2f} GFLOP ({self.naive_flops / max(1, self.flops):,.0f} times fewer than one forward "
             f"per patch), {self.bytes / 2**20:,.0f} MiB of {self.budget / 2**20:,.0f} allowed"
+            + ("" if self.seconds is None else f", about {self.seconds:,.1f} s")
         )
 
 
@@ -59,6 +64,20 @@ def free_memory(device: torch.device) -> int:
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def product_speed(decoder: Decoder, rows: int) -> float:
+    """Floating-point operations per second of a block's largest product, as timed now; the best of five."""
+    layer = decoder.layers[0]
+    weight = layer.attn.W_O.flatten(0, 1) if layer.mlp is None else layer.mlp.W_in
+    x, best = weight.new_ones(rows, weight.shape[0]), math.inf
+    for _ in range(5):
+        started = time.process_time()
+        x @ weight
+        if weight.is_cuda:
+            torch.cuda.synchronize(weight.device)
+        best = min(best, max(time.process_time() - started, 1e-6))
+    return 2 * rows * weight.numel() / best
 
 
 def row_bytes(decoder: Decoder, width: int) -> int:

@@ -1,5 +1,6 @@
 """Every patch of small models equals the same patch by one hooked forward, in float64."""
 
+import dataclasses
 import itertools
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from circuits.metrics import KL, Accuracy, LogitDiff, LogProb, UserMetric
 from circuits.patch_result import REASONS, PatchResult
 from circuits.patch_verify import rerun
-from circuits.patching import patch_heads
+from circuits.patching import patch_heads, plan_heads
 from interp.decoder import decoder_of
 from interp.errors import UsageError
 from tests.unit.small_decoders import FAMILIES, OUTSIDE, logit_diff, prompts, small_decoder
@@ -267,6 +268,15 @@ def test_the_plan_predicts_the_operations_that_are_counted(site, positions, max_
         runs = {"clean": clean, "corrupted": corrupted, "metric": logit_diff(positions=positions), "site": site}
         result = patch_heads(decoder, **runs, max_bytes=max_bytes)
         assert result.plan.flops == pytest.approx(result.flops, rel=0.01)
+
+
+def test_a_plan_alone_is_that_of_the_call_and_has_a_time():
+    decoder, (clean, corrupted) = small_decoder("preset", n_layers=3), prompts()
+    runs = {"clean": clean, "corrupted": corrupted, "metric": logit_diff(), "max_bytes": 1_000_000}
+    plan = plan_heads(decoder, **runs)
+    assert plan.seconds > 0
+    assert dataclasses.replace(plan, seconds=None) == patch_heads(decoder, **runs).plan
+    assert f"about {plan.seconds:,.1f} s" in str(plan)
 
 
 def test_operations_are_far_below_one_forward_per_patch():
