@@ -108,3 +108,26 @@ def time_of(record: dict[str, Any], name: str) -> str:
     """Median processor time of one entrant."""
     seconds = record["seconds"][name]["median_cpu_seconds"]
     return f"{1e3 * seconds:,.1f} ms" if seconds < 1 else f"{seconds:,.1f} s"
+
+
+def markdown(document: dict[str, Any]) -> str:
+    """The cases of a result file as a Markdown table: ratios with their lowest and highest round, and the bars."""
+    lines = [
+        "| case | patches | engine | over TransformerLens | over the best full forwards | over resumed batches |",
+        "|---|---|---|---|---|---|",
+    ]
+    for record in document["cases"]:
+        cells = [record["name"], f"{record['patches']:,}", time_of(record, "engine")]
+        for key in ("transformer_lens", record["best"], record["resumed"]):
+            cells.append(ratio_of(record, key) if key in record["ratios"] else "-")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def ratio_of(record: dict[str, Any], key: str) -> str:
+    """How many times faster the engine is, with the bar that was asked for."""
+    found, bar = record["ratios"][key], record["bars"].get(key)
+    text = f"{short(found['median'])} [{short(found['lowest'])}, {short(found['highest'])}]"
+    if bar is None:
+        return text
+    return f"{text}, {bar['at_least']:g} asked" + ("" if bar["passed"] else ": short")

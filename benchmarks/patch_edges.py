@@ -3,8 +3,8 @@
     python -m benchmarks.patch_edges [--rounds 9]
 
 Two layers, d_model 128, 4 heads, 64 positions, random weights, metric at the last position. Engine and loop take turns
-in one process. The loop edits one receiver's query, key or value through a hook of our own Transformer; it is timed on 32
-random edges and scaled to all of them. Times are processor time of the process.
+in one process. The loop edits one receiver's query, key or value through a hook of our own Transformer; it is timed on
+32 random edges and scaled to all of them. Times are processor time of the process.
 """
 
 import argparse
