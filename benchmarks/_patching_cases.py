@@ -256,6 +256,11 @@ def with_outliers(decoder: Decoder) -> Decoder:
     )
 
 
+def run_name(place: Path) -> str:
+    """What the case of a trained run is called."""
+    return f"run-{place.name}"
+
+
 def trained_problem(place: Path, pairs: int = 8) -> Problem:
     """Held-out sequences of a trained run, as STORE/NAME, cut where the last answer is predicted.
 
@@ -277,6 +282,6 @@ def trained_problem(place: Path, pairs: int = 8) -> Problem:
     clean, corrupted = clean[differ], corrupted[differ]
     cfg = model.cfg
     sizes = (cfg.n_layers, cfg.d_model, cfg.n_heads, cfg.n_heads, cfg.mlp_width, cfg.d_vocab)
-    case = Case(f"run-{place.name}", Shape("toy", *sizes), answer, "last", pairs=pairs)
+    case = Case(run_name(place), Shape("toy", *sizes), answer, "last", pairs=pairs)
     targets = clean[:, answer], corrupted[:, answer]
     return Problem(case, model, decoder_of(model), clean[:, :answer], corrupted[:, :answer], *targets)

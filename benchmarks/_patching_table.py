@@ -118,7 +118,7 @@ def markdown(document: dict[str, Any]) -> str:
     ]
     for record in document["cases"]:
         cells = [record["name"], f"{record['patches']:,}", time_of(record, "engine")]
-        for key in ("transformer_lens", record["best"], record["resumed"]):
+        for key in ("transformer_lens", "best", record["resumed"]):
             cells.append(ratio_of(record, key) if key in record["ratios"] else "-")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

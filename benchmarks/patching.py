@@ -26,7 +26,16 @@ from jaxtyping import Float
 from rich.console import Console
 from torch import Tensor
 
-from benchmarks._patching_cases import CASES, QUICK, Case, Problem, random_problem, trained_problem, with_outliers
+from benchmarks._patching_cases import (
+    CASES,
+    QUICK,
+    Case,
+    Problem,
+    random_problem,
+    run_name,
+    trained_problem,
+    with_outliers,
+)
 from benchmarks._patching_gate import Check, checked_patches, errors, exact_effects
 from benchmarks._patching_lean import Lean, Patches, both_runs, full_forwards, resumed
 from benchmarks._patching_peers import peers
@@ -275,6 +284,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--case", action="append", choices=[case.name for case in CASES], help="only this one")
     parser.add_argument("--run", type=Path, metavar="STORE/NAME", help="also the weights of a trained run")
     parser.add_argument("--out", type=Path, help="folder for patching.json and patching.svg (full run: results)")
+    parser.add_argument("--resume", action="store_true", help="keep the cases that this code has in the folder already")
     return parser.parse_args()
 
 
@@ -284,27 +294,43 @@ def main() -> int:
     torch.set_num_threads(1)
     names = options.case or (list(QUICK) if options.quick else [case.name for case in CASES])
     out = options.out or (RESULTS if not (options.quick or options.case) else None)
-    console, found = Console(width=None if sys.stdout.isatty() else WIDTH), []
-    for record in records(names, options.run, fresh=len(names) > len(QUICK)):
+    found = kept(out) if options.resume and out is not None else []
+    done = {record["name"] for record in found}
+    names, run = [name for name in names if name not in done], options.run
+    run = None if run is not None and run_name(run) in done else run
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    for record in records(names, run, fresh=not options.quick):
         found.append(record)
         console.print(*correctness_lines(record), sep="\n", highlight=False, soft_wrap=True)
+        if out is not None:
+            write(out, found)
     console.print(table(found))
-    if out is not None:
-        write(out, found)
     return int(any(not one["passed"] for record in found for one in record["checks"]))
+
+
+def provenance() -> dict[str, Any]:
+    """Code, packages and threads behind the numbers."""
+    found = environment("cpu", torch.get_num_threads())
+    found["packages"] |= {name: package_version(name) for name in PEER_PACKAGES}
+    return found
+
+
+def kept(folder: Path) -> list[dict[str, Any]]:
+    """The cases of an earlier run of the same code and packages, if the folder has one."""
+    path = folder / "patching.json"
+    document = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return document["cases"] if document.get("provenance") == provenance() else []
 
 
 def write(folder: Path, found: list[dict[str, Any]]) -> None:
     """The JSON record and the plot."""
-    provenance = environment("cpu", torch.get_num_threads())
-    provenance["packages"] |= {name: package_version(name) for name in PEER_PACKAGES}
     document = {
         "format": 1,
         "benchmark": "patching",
-        "provenance": provenance,
+        "provenance": provenance(),
         "entrants": MEANING,
         "sampling": f"full forwards timed on {SAMPLE} random patches (batches of 128: on 128) and scaled",
-        "cases": [{key: value for key, value in record.items() if key != "lines"} for record in found],
+        "cases": found,
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "patching.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")

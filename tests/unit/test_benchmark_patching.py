@@ -14,7 +14,7 @@ from benchmarks._patching_gate import Check, Errors, errors, exact_effects
 from benchmarks._patching_lean import Lean, both_runs, full_forwards, resumed
 from benchmarks._patching_peers import peers
 from benchmarks._patching_plot import plot
-from benchmarks._patching_table import correctness_lines, table
+from benchmarks._patching_table import correctness_lines, markdown, table
 from benchmarks._patching_timing import Entrant, Turn, ratios, rounds_of_turns, scaled, with_memory
 from circuits.patching import patch_heads
 
@@ -152,6 +152,7 @@ def test_times_and_ratios_follow_from_the_turns_by_hand():
     assert "2.5x [2, 4]" in text
     marks = ElementTree.fromstring(plot([shown])).iter("{http://www.w3.org/2000/svg}circle")
     assert len(list(marks)) == 2  # the engine in the legend, and in its row
+    assert "| 11 [10, 12], 12 asked: short | 2.5 [2, 4], 3 asked: short |" in markdown({"cases": [shown]})
 
 
 SHOWN = {
@@ -163,6 +164,13 @@ SHOWN = {
     "lines": ["random weights"],
     "skipped": {"pyvene": "not installed"},
 }
+
+
+def test_an_interrupted_benchmark_keeps_its_cases_for_the_same_code_only(tmp_path, monkeypatch):
+    patching.write(tmp_path, [{"name": "small"}])
+    assert [record["name"] for record in patching.kept(tmp_path)] == ["small"]
+    monkeypatch.setattr(patching, "PEER_PACKAGES", ("pytest",))
+    assert patching.kept(tmp_path) == patching.kept(tmp_path / "elsewhere") == []
 
 
 def test_a_sample_is_scaled_and_its_preparation_counted_once():
