@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from benchmarks._patching_table import markdown
 from benchmarks.seeds import table
 
 
@@ -78,3 +79,17 @@ def test_warm_starts_in_the_readme_are_those_of_the_zoo(root):
     solved = [run["first_solved_step"] for run in parity if run["lowest_sequence_accuracy"] >= 0.99]
     readme = (root / "README.md").read_text(encoding="utf-8")
     assert f"| {len(solved)} of {len(parity)}, by step {max(solved)} | {len(parity)} runs |" in readme
+
+
+def test_patching_tables_are_those_of_the_benchmarks(root):
+    page = (root / "docs" / "measured.md").read_text(encoding="utf-8")
+    results = root / "benchmarks" / "results"
+    assert markdown(json.loads((results / "patching.json").read_text())) in page
+    for name, case in json.loads((results / "attribution.json").read_text())["cases"].items():
+        cells = [f"{case[method]['forwards']:.1f} | {case[method]['bar']}" for method in ("eap", "eap_ig")]
+        assert f"| {name} | {' | '.join(cells)} |" in page
+    for name, case in json.loads((results / "patch_edges.json").read_text())["cases"].items():
+        assert (
+            f"| {name}: {case['edges']:,} | {case['run']:,} | {case['engine_seconds']:.3f} | {case['ratio']:.0f} |"
+            in page
+        )
