@@ -7,13 +7,13 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from circuits import _attribution_paths as paths
-from circuits._attribution_cost import plain_flops
-from circuits._attribution_edges import Difference
-from circuits._attribution_nodes import ScoredNodes, score_nodes
-from circuits._attribution_request import Request, batches, refuse_divergence, request
-from circuits._attribution_run import Batch
 from circuits.attribution_result import EdgeScores, NodeScores, NoEffect, Work
+from circuits.gradients import paths
+from circuits.gradients.cost import plain_flops
+from circuits.gradients.edges import Difference
+from circuits.gradients.nodes import ScoredNodes, score_nodes
+from circuits.gradients.request import Request, batches, refuse_divergence, request
+from circuits.gradients.run import Batch
 from circuits.graph import EdgeGraph, edge_graph, node_names
 from circuits.metrics import Metric, UserMetric
 from interp.decoder import Decoder

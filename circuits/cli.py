@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from circuits.cli_patch import patch
+from circuits.patch_command.cli import patch
 
 if TYPE_CHECKING:
     from circuits.detect import Tell

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from circuits import _attribution_edges, _attribution_reads
-from circuits._attribution_cost import FLASH_BACKWARD
 from circuits.attribution import eap, eap_ig
 from circuits.attribution_reference import edge_scores, metric_values, run_edge
 from circuits.attribution_result import EdgeScores
+from circuits.gradients import edges as gradient_edges
+from circuits.gradients import reads as gradient_reads
+from circuits.gradients.cost import FLASH_BACKWARD
 from circuits.graph import edge_graph
 from circuits.metrics import KL, LogitDiff, LogProb, UserMetric
 from circuits.patch_edges import patch_edges
@@ -73,7 +74,7 @@ def test_every_edge_of_eap_ig_on_activations_is_the_mean_over_nodes_and_steps(na
 def test_steps_contracted_in_groups_are_those_of_one_by_one(monkeypatch):
     decoder, (clean, corrupted) = small_decoder("preset"), prompts()
     together = eap_ig(decoder, clean, corrupted, logit_diff(), steps=11)
-    monkeypatch.setattr("circuits._attribution_paths.STEPS_AT_ONCE", 1)
+    monkeypatch.setattr("circuits.gradients.paths.STEPS_AT_ONCE", 1)
     apart = eap_ig(decoder, clean, corrupted, logit_diff(), steps=11)
     assert (together.scores - apart.scores).abs().max() < LIMIT * apart.scores.abs().max()
 
@@ -255,12 +256,12 @@ def test_leaving_out_one_term_is_noticed(part, monkeypatch):
     decoder, (clean, corrupted) = small_decoder("normed residual"), prompts()
     expected = edge_scores(decoder, clean, corrupted, logit_diff(), names_of(decoder)).sum(1)
     if part == "folded":
-        monkeypatch.setattr(_attribution_edges, "folded", lambda norm, weight: weight)
+        monkeypatch.setattr(gradient_edges, "folded", lambda norm, weight: weight)
     elif part == "pushed_forward":
-        monkeypatch.setattr(_attribution_edges, "pushed_forward", lambda norm, x, change: change)
+        monkeypatch.setattr(gradient_edges, "pushed_forward", lambda norm, x, change: change)
     elif part == "radial":
-        plain = _attribution_reads.standardised
-        monkeypatch.setattr(_attribution_reads, "standardised", lambda *a: (0 * plain(*a)[0], plain(*a)[1]))
+        plain = gradient_reads.standardised
+        monkeypatch.setattr(gradient_reads, "standardised", lambda *a: (0 * plain(*a)[0], plain(*a)[1]))
     found = eap(decoder, clean, corrupted, logit_diff())
     if part == "exists":
         assert not found.scores[:, ~found.exists].any() and found.exists.sum() == len(names_of(decoder))

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from circuits import _attribution_nodes
 from circuits.attribution import attribution_patching
 from circuits.attribution_result import NodeScores
+from circuits.gradients import nodes
 from circuits.metrics import LogitDiff
 from circuits.patching_reference import Patch, patch_heads_reference, record, run_patched
 from interp.decoder import decoder_of
@@ -167,7 +167,7 @@ def test_one_column_keeps_its_digits_at_an_attention_sink():
         for by in (-300.0, -30.0, -1.0, -1e-4, 1e-4, 1.0, 30.0, 300.0):
             columns = [exact_column(scores.tolist(), gradient.tolist(), column, by) for column in range(5)]
             rows = (scores.double().log_softmax(-1).float(), gradient, torch.full((5,), by))
-            found = _attribution_nodes.one_column(*rows).double()
+            found = nodes.one_column(*rows).double()
             exact = torch.tensor(columns, dtype=torch.float64)
             assert exact.abs().max() > 0
             # a logarithm of up to 500 carries an error of 3e-5 in float32, and so does its exponential

@@ -9,14 +9,14 @@ import pandas as pd
 import pytest
 import torch
 
-from circuits import patch_run as patch_run_module
 from circuits.engine.sites import SITES
 from circuits.metrics import LogitDiff
-from circuits.patch_cells import DRAWS, bounds, cells_of, of_runs, of_shares, resampled, strongest
-from circuits.patch_files import write_patches
-from circuits.patch_panels import panels_of
-from circuits.patch_request import SINGLE, UNITS, request
-from circuits.patch_run import RunPatches, pairs_of, patch_run
+from circuits.patch_command import run as patch_run_module
+from circuits.patch_command.cells import DRAWS, bounds, cells_of, of_runs, of_shares, resampled, strongest
+from circuits.patch_command.files import write_patches
+from circuits.patch_command.panels import panels_of
+from circuits.patch_command.request import SINGLE, UNITS, request
+from circuits.patch_command.run import RunPatches, pairs_of, patch_run
 from circuits.patching import patch_heads
 from circuits.report.heatmap import HeatCell, Legend, Panel, heatmap
 from interp.analysis import read_analysis, read_arrays

@@ -13,8 +13,8 @@ from circuits.detect import Tell, source_hash
 from circuits.engine.sites import n_components
 from circuits.graph import edge_graph
 from circuits.metrics import KL, Accuracy, LogitDiff, LogProb, Metric
+from circuits.patch_command.request import Request
 from circuits.patch_edges import patch_edges
-from circuits.patch_request import Request
 from circuits.patch_result import REASONS, Verification
 from circuits.patch_sets import At, patch_sets
 from circuits.patch_verify import rerun

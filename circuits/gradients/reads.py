@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuits._attribution_run import Batch, LayerTrace, gradients, spread
+from circuits.gradients.run import Batch, LayerTrace, gradients, spread
 from interp.decoder import Layer, Norm
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from circuits.detectors.base import Interval
 from circuits.outputs import PatchCheck, PatchEffect, PatchOutput, PatchStep
-from circuits.patch_cells import Cell, Cells, of_runs, strongest
-from circuits.patch_panels import panels_of
-from circuits.patch_run import RunPatches, StepPatches
-from circuits.patch_words import TOP, caption, facts, heading, legend, reading, table
+from circuits.patch_command.cells import Cell, Cells, of_runs, strongest
+from circuits.patch_command.panels import panels_of
+from circuits.patch_command.run import RunPatches, StepPatches
+from circuits.patch_command.words import TOP, caption, facts, heading, legend, reading, table
 from circuits.report.heatmap import heatmap
 from circuits.report.heatmap_page import PatchPage, render_page
 from circuits.report.numbers import count

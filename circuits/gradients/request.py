@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from circuits._attribution_run import Batch
 from circuits.engine.plan import free_memory
 from circuits.engine.prompts import Prompts, aligned
 from circuits.engine.runs import as_decoder
+from circuits.gradients.run import Batch
 from circuits.metrics import KL, Accuracy, Metric, Rows, UserMetric, metric_rows
 from interp.decoder import Decoder, Layer
 from interp.errors import UsageError

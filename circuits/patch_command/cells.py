@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
+from circuits.patch_command.run import RunPatches, StepPatches
 from circuits.patch_result import REASONS
-from circuits.patch_run import RunPatches, StepPatches
 from interp.rng import generator
 from probes.intervals import Estimate, mean, share
 

@@ -7,10 +7,10 @@ from itertools import chain, islice
 import torch
 from torch import Tensor
 
-from circuits._attribution_cost import backward_flops, forward_flops, logit_flops, score_flops
-from circuits._attribution_edges import Difference, score_edges
-from circuits._attribution_reads import Reads, add_reads, read_gradients
-from circuits._attribution_run import (
+from circuits.gradients.cost import backward_flops, forward_flops, logit_flops, score_flops
+from circuits.gradients.edges import Difference, score_edges
+from circuits.gradients.reads import Reads, add_reads, read_gradients
+from circuits.gradients.run import (
     Batch,
     Given,
     LayerTrace,

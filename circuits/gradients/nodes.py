@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from circuits._attribution_cost import backward_flops, forward_flops, logit_flops
-from circuits._attribution_run import (
+from circuits.gradients.cost import backward_flops, forward_flops, logit_flops
+from circuits.gradients.run import (
     Batch,
     LayerTrace,
     gradients,

@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from circuits._attribution_run import Batch
 from circuits.engine.plan import layer_row_flops
+from circuits.gradients.run import Batch
 from circuits.graph import edge_graph
 from circuits.metrics import UserMetric
 from interp.decoder import Attention, Decoder, Layer

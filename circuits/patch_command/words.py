@@ -1,8 +1,8 @@
 """What is said about the patches of a run, in the same words on the terminal, in the page and in the figure."""
 
-from circuits.patch_cells import Cell, Cells, of_runs, strongest
-from circuits.patch_panels import left_out, words
-from circuits.patch_run import EVERYWHERE, RunPatches
+from circuits.patch_command.cells import Cell, Cells, of_runs, strongest
+from circuits.patch_command.panels import left_out, words
+from circuits.patch_command.run import EVERYWHERE, RunPatches
 from circuits.report.heatmap import Legend
 from circuits.report.numbers import count, sample
 from probes.intervals import Estimate

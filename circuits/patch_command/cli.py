@@ -72,7 +72,7 @@ def patch(
 ) -> None:
     """Patch every head, layer, neuron or edge of a run, exactly; write the effects as table and heatmap."""
     from circuits.cli import counter, open_run
-    from circuits.patch_request import request
+    from circuits.patch_command.request import request
 
     options = {"site": site, "pairs": pairs, "length": length, "t": step, "ablation": ablation, "direction": direction}
     options |= {"metric": metric, "n": n, "precision": precision, "seed": seed, "verify": verify}
@@ -80,10 +80,10 @@ def patch(
     opened = open_run(store, run)
     import torch
 
-    from circuits.cli_patch_text import show_patches
-    from circuits.patch_cells import cells_of
-    from circuits.patch_files import write_patches
-    from circuits.patch_run import patch_run
+    from circuits.patch_command.cells import cells_of
+    from circuits.patch_command.files import write_patches
+    from circuits.patch_command.run import patch_run
+    from circuits.patch_command.text import show_patches
     from interp.console import print_json
     from interp.errors import Interrupted
     from interp.run import ANALYSIS

@@ -7,10 +7,10 @@ from string import ascii_letters
 from rich.table import Table
 from rich.text import Text
 
-from circuits.patch_cells import Cells
-from circuits.patch_panels import panels_of
-from circuits.patch_run import RunPatches
-from circuits.patch_words import METRICS, facts, heading, table
+from circuits.patch_command.cells import Cells
+from circuits.patch_command.panels import panels_of
+from circuits.patch_command.run import RunPatches
+from circuits.patch_command.words import METRICS, facts, heading, table
 from circuits.report.heatmap import HeatCell, Panel, largest
 from circuits.report.numbers import decimal
 from interp.console import out, say, visible

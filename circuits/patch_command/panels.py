@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from circuits.patch_cells import Cell, Cells
-from circuits.patch_run import EVERYWHERE, RunPatches
+from circuits.patch_command.cells import Cell, Cells
+from circuits.patch_command.run import EVERYWHERE, RunPatches
 from circuits.report.heatmap import HeatCell, Panel
 from circuits.report.numbers import MINUS, decimal, sample
 from probes.intervals import Estimate

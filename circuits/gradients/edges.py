@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuits._attribution_reads import LayerReads, Reads, folded, pushed_forward
+from circuits.gradients.reads import LayerReads, Reads, folded, pushed_forward
 from interp.decoder import Decoder, Layer
 
 Block = tuple[slice, slice]  # prompts and positions

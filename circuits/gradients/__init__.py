@@ -1,0 +1,1 @@
+"""Gradients of a metric along the edges and nodes of a decoder, as `circuits.attribution` scores them."""
