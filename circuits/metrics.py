@@ -80,6 +80,42 @@ class LogitDiff:
 
 
 @dataclass(frozen=True)
+class AnswerDiff:
+    """Mean logit of the right tokens minus that of the wrong ones. Any real number; larger is better; 0 at random.
+
+    With one right and one wrong token the logit difference. Source of sets: Hanna, Liu and Variengien 2023, section 2
+    (years above a threshold against those below).
+
+    Args:
+        right, other: token ids [batch, column, choice], padded with -1; at least one of each in every entry.
+        positions: as for `LogitDiff`; `column` counts a prompt's positions.
+    """
+
+    right: Int[Tensor, "batch column choice"]
+    other: Int[Tensor, "batch column choice"]
+    positions: Positions = "last"
+
+    def of_logits(self, logits: Tensor, rows: Rows, base: Tensor) -> Float[Tensor, "row"]:
+        """Value of each row."""
+        return mean_of(self.right, logits, rows) - mean_of(self.other, logits, rows)
+
+    def change(self, delta: Tensor, index: Tensor, rows: Rows, base: Tensor) -> Float[Tensor, "case"]:
+        """What `delta` adds to the value of each case's row."""
+        some = Rows(rows.prompt[index], rows.pos[index], rows.column[index], rows.n_prompts)
+        return mean_of(self.right, delta, some) - mean_of(self.other, delta, some)
+
+    def directions(self, W_U: Float[Tensor, "d_model d_vocab"], rows: Rows) -> Float[Tensor, "row d_model"]:
+        """d(metric) / d(normalised final residual): the metric is linear in it."""
+        tokens = W_U.mT
+        found = []
+        for choices in (self.right, self.other):
+            some = choices.to(rows.prompt.device)[rows.prompt, rows.column]  # [row choice]
+            real = (some >= 0)[..., None].to(W_U)
+            found.append((tokens[some.clamp(min=0)] * real).sum(1) / real.sum(1))
+        return found[0] - found[1]
+
+
+@dataclass(frozen=True)
 class LogProb:
     """Log-probability (nats) of the target token. At most 0; -log(d_vocab) for a uniform guess; 0 for certainty."""
 
@@ -158,6 +194,15 @@ def log_mean_exp(
     if bool(overflow.any()):
         ratio = torch.where(overflow, (base.log_softmax(-1) + x).logsumexp(-1), ratio)
     return x, ratio
+
+
+def mean_of(
+    choices: Int[Tensor, "batch column choice"], logits: Float[Tensor, "row d_vocab"], rows: Rows
+) -> Float[Tensor, "row"]:
+    """Mean logit over each row's choices; -1 is no token."""
+    some = choices.to(logits.device)[rows.prompt, rows.column]  # [row choice]
+    real = some >= 0
+    return (logits.gather(1, some.clamp(min=0)) * real).sum(1) / real.sum(1)
 
 
 def of_rows(target: Int[Tensor, "batch *pos"], rows: Rows) -> Int[Tensor, "row"]:

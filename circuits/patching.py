@@ -31,7 +31,7 @@ from circuits.engine.rows import OneRow, Rows, Span
 from circuits.engine.runs import Given, Options, Runs, as_decoder, new_values, runs_for
 from circuits.engine.sites import SITES, Site, Wanted, joining, n_components, numbers, values
 from circuits.engine.sweep import Branches, Joining, rows_to_read, sweep
-from circuits.metrics import LogitDiff, Metric, UserMetric
+from circuits.metrics import Metric, UserMetric
 from circuits.patch_by_forwards import patch_by_forwards
 from circuits.patch_result import REASONS, PatchResult
 from interp.decoder import Decoder
@@ -195,7 +195,7 @@ def predicted(patches: Patches, chunks: Sequence[Chunk]) -> int:
     n_prompts, n_pos = runs.base.final.shape[:2]
     several, used = len(chunks) > 2, set()
     total = (1 if runs.other is None else 2) * n_prompts * forward_flops(decoder, n_pos, False)
-    width = 1 if isinstance(runs.metric, LogitDiff) else len(decoder.W_E)
+    width = 1 if hasattr(runs.metric, "directions") else len(decoder.W_E)
     for chunk in chunks:
         read = runs.read[list(chunk.prompts)]
         span = Span(chunk.positions[0], int(read.any(0).nonzero().max()) + 1)

@@ -10,7 +10,7 @@ from circuits.engine.record import Record
 from circuits.engine.rows import Chosen, OneRow, Rows
 from circuits.engine.sweep import Branches
 from circuits.engine.wave import norm_delta
-from circuits.metrics import LogitDiff, Metric, UserMetric
+from circuits.metrics import Metric, UserMetric
 from circuits.metrics import Rows as MetricRows
 from interp.decoder import Decoder, affine
 from interp.errors import UsageError
@@ -31,7 +31,7 @@ class Scores:
         self.effect = base.final.new_zeros(n_prompts, n_slots)
         self.row_of = torch.full((n_prompts, n_pos), -1, device=base.final.device)
         self.row_of[rows.prompt, rows.pos] = torch.arange(len(rows.pos), device=base.final.device)
-        self.directions = metric.directions(decoder.W_U, rows) if isinstance(metric, LogitDiff) else None
+        self.directions = metric.directions(decoder.W_U, rows) if hasattr(metric, "directions") else None
         self.base_logits: Tensor | None = None
         if self.directions is None:
             self.base_logits = decoder_logits(decoder, base)[rows.prompt, rows.pos]
