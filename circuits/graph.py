@@ -4,9 +4,11 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool
+from pydantic import Field
 from torch import Tensor
 
-from interp.decoder import Decoder, Layer
+from interp.config import Frozen
+from interp.decoder import Decoder
 from interp.errors import UnknownName
 
 
@@ -44,43 +46,77 @@ class EdgeGraph:
         return pair
 
 
+class ModelShape(Frozen):
+    """What fixes the graph of a model; lists have one entry per layer."""
+
+    d_model: int
+    d_vocab: int
+    heads: list[int]
+    kv_heads: list[int]
+    mlp: list[bool] = Field(description="whether the layer has an MLP")
+    parallel: list[bool] = Field(description="whether attention and MLP read the same stream")
+
+    @property
+    def n_layers(self) -> int:
+        """Layers."""
+        return len(self.heads)
+
+
+def shape_of(decoder: Decoder) -> ModelShape:
+    """The shape of a decoder."""
+    return ModelShape(
+        d_model=decoder.d_model,
+        d_vocab=decoder.W_U.shape[1],
+        heads=[len(layer.attn.W_Q) for layer in decoder.layers],
+        kv_heads=[len(layer.attn.W_K) for layer in decoder.layers],
+        mlp=[layer.mlp is not None for layer in decoder.layers],
+        parallel=[layer.parallel for layer in decoder.layers],
+    )
+
+
 def edge_graph(decoder: Decoder) -> EdgeGraph:
-    """The graph of a decoder.
+    """The graph of a decoder."""
+    return graph_of(shape_of(decoder))
+
+
+def graph_of(shape: ModelShape) -> EdgeGraph:
+    """The graph of every model of a shape.
 
     Senders are `embed`, each head `L0.H1` and each MLP `M0`. Receivers are the query, key and value of each head
     `L1.H3.q`, `L1.H3.k`, `L1.H3.v` (where heads share keys and values, `L1.KV0.k` and `L1.KV0.v` of each group), the
     input of each MLP `M1`, and `logits`. In a parallel block the MLP does not read that block's heads.
     """
     senders, receivers, reach = ["embed"], [], []
-    for index, layer in enumerate(decoder.layers):
-        slots = slot_names(layer, index)
+    for layer in range(shape.n_layers):
+        slots = slot_names(shape, layer)
         receivers += slots
         reach += [len(senders)] * len(slots)
         before = len(senders)
-        senders += [f"L{index}.H{head}" for head in range(len(layer.attn.W_Q))]
-        if layer.mlp is not None:
-            receivers.append(f"M{index}")
-            reach.append(before if layer.parallel else len(senders))
-            senders.append(f"M{index}")
+        senders += [f"L{layer}.H{head}" for head in range(shape.heads[layer])]
+        if shape.mlp[layer]:
+            receivers.append(f"M{layer}")
+            reach.append(before if shape.parallel[layer] else len(senders))
+            senders.append(f"M{layer}")
     receivers.append("logits")
     reach.append(len(senders))
     exists = torch.arange(len(senders))[:, None] < torch.tensor(reach)
     return EdgeGraph(tuple(senders), tuple(receivers), exists)
 
 
-def slot_names(layer: Layer, index: int) -> list[str]:
+def slot_names(shape: ModelShape, layer: int) -> list[str]:
     """Queries, keys and values of one layer, in this order."""
-    shared = "KV" if layer.attn.group > 1 else "H"
-    queries = [f"L{index}.H{head}.q" for head in range(len(layer.attn.W_Q))]
-    return queries + [f"L{index}.{shared}{head}.{kind}" for kind in "kv" for head in range(len(layer.attn.W_K))]
+    shared = "KV" if shape.kv_heads[layer] < shape.heads[layer] else "H"
+    queries = [f"L{layer}.H{head}.q" for head in range(shape.heads[layer])]
+    return queries + [f"L{layer}.{shared}{head}.{kind}" for kind in "kv" for head in range(shape.kv_heads[layer])]
 
 
 def node_names(decoder: Decoder) -> dict[str, tuple[str, ...]]:
     """Names of the nodes of each site, by layer and head; empty for the MLP of a layer that has none."""
     names: dict[str, list[str]] = {"embed": ["embed"], "z": [], "q": [], "k": [], "v": [], "mlp_out": []}
-    for index, layer in enumerate(decoder.layers):
-        names["z"] += [f"L{index}.H{head}" for head in range(len(layer.attn.W_Q))]
-        for slot in slot_names(layer, index):
+    shape = shape_of(decoder)
+    for layer in range(shape.n_layers):
+        names["z"] += [f"L{layer}.H{head}" for head in range(shape.heads[layer])]
+        for slot in slot_names(shape, layer):
             names[slot[-1]].append(slot)
-        names["mlp_out"].append("" if layer.mlp is None else f"M{index}")
+        names["mlp_out"].append(f"M{layer}" if shape.mlp[layer] else "")
     return {site: tuple(nodes) for site, nodes in names.items()}

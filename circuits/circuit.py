@@ -1,0 +1,233 @@
+"""A circuit: scored edges of one model, which of them are kept, and all one must know to read its numbers."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from pydantic import Field
+from torch import Tensor
+
+from circuits.detectors.base import Interval
+from circuits.graph import EdgeGraph, ModelShape, graph_of
+from interp.config import Frozen
+from interp.errors import UsageError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Answer(Frozen):
+    """A token that the example prompt's last read position predicts."""
+
+    token: int
+    name: str
+    probability: float
+
+
+class Example(Frozen):
+    """One clean prompt, to draw a circuit on."""
+
+    tokens: list[int]
+    names: list[str]
+    answers: list[Answer] = Field(description="most probable first")
+
+
+class Provenance(Frozen):
+    """Where a circuit comes from and what its numbers mean."""
+
+    model: str = Field(description="run, folder or file name")
+    step: int | None = Field(description="checkpoint; null: the model has no steps")
+    fingerprint: str = Field(description="sha256 of the weights or of the checkpoint's manifest")
+    dtype: str = Field("float32", description="of the weights on disk; all is computed in float32")
+    processing: dict[str, str] = Field(default_factory=dict, description="BOS, padding side, folding, centring")
+    pairs: str = Field(description="task and length, or file, of the prompt pairs")
+    pairs_fingerprint: str
+    n_prompts: dict[str, int] = Field(description="prompts by split: score, choose, evaluate")
+    n_units: dict[str, int] = Field(description="independent sequences by split")
+    metric: str
+    ablation: Literal["resample", "mean", "zero"] = Field(description="what senders write outside the circuit")
+    direction: str = Field("circuit kept in the clean run, all other edges ablated")
+    method: str
+    seed: int
+    code_version: str
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class Circuit:
+    """Edges kept of a model's graph; position-free [sender, receiver] or by position [sender, receiver, pos, query].
+
+    By position the entry (p, q) of a key or value edge is what query q reads at position p; all other edges stand on the
+    diagonal.
+
+    Attributes:
+        kept: the circuit; a subset of `live`.
+        live: edges on a path to the metric whose sender differs between the runs; shares are of these.
+        scores: what the search ranked by; positive where leaving the edge out lowers the metric.
+        frequency: share of bootstrap searches that kept the edge; None where none were run.
+        columns: a label for every position; empty without positions.
+        faithfulness: share of the model's metric that the circuit keeps on held-out prompts.
+    """
+
+    graph: EdgeGraph
+    shape: ModelShape
+    kept: Bool[Tensor, "sender receiver *place"]
+    live: Bool[Tensor, "sender receiver *place"]
+    scores: Float[Tensor, "sender receiver *place"]
+    provenance: Provenance
+    frequency: Float[Tensor, "sender receiver *place"] | None = None
+    columns: tuple[str, ...] = ()
+    faithfulness: Interval | None = None
+    example: Example | None = None
+
+    @property
+    def by_position(self) -> bool:
+        """Whether edges have positions."""
+        return self.kept.dim() == 4
+
+    @property
+    def n_kept(self) -> int:
+        """Kept edges."""
+        return int(self.kept.sum())
+
+    @property
+    def n_live(self) -> int:
+        """Live edges."""
+        return int(self.live.sum())
+
+    @property
+    def pooled(self) -> "Circuit":
+        """The same circuit without positions: an edge is kept, or live, where it is at any; scores add up."""
+        if not self.by_position:
+            return self
+        parts = {name: getattr(self, name).any(-1).any(-1) for name in ("kept", "live")}
+        freq = None if self.frequency is None else self.frequency.amax((-2, -1))
+        about = {"graph": self.graph, "shape": self.shape, "provenance": self.provenance, "example": self.example}
+        return Circuit(**about, **parts, scores=self.scores.sum((-2, -1)), frequency=freq)
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """Heads and MLPs with kept edges, in order of computation, with the embedding and the logits."""
+        pooled = self.pooled.kept
+        named = {sender for i, sender in enumerate(self.graph.senders) if bool(pooled[i].any())}
+        named |= {_owner(name) for j, name in enumerate(self.graph.receivers) if bool(pooled[:, j].any())}
+        order = [*self.graph.senders, *(n for n in named if n not in self.graph.senders and n != "logits"), "logits"]
+        return tuple(name for name in order if name in named)
+
+    def edges(self, kept_only: bool = True) -> list[str]:
+        """Names of the edges, as `L0.H1->L1.H3.q`, by position `L0.H1@5->L1.H3.q@7` (sender's and reader's place)."""
+        chosen = self.kept if kept_only else self.live
+        return [self.name(tuple(place)) for place in chosen.nonzero().tolist()]
+
+    def name(self, place: tuple[int, ...]) -> str:
+        """Name of one entry of the mask."""
+        sender, receiver = self.graph.senders[place[0]], self.graph.receivers[place[1]]
+        if len(place) == 2:
+            return f"{sender}->{receiver}"
+        return f"{sender}@{self._column(place[2])}->{receiver}@{self._column(place[3])}"
+
+    def _column(self, pos: int) -> str:
+        return self.columns[pos] if self.columns else str(pos)
+
+    def to_frame(self) -> "pd.DataFrame":
+        """One row per live edge, kept ones and larger scores first."""
+        import pandas as pd
+
+        places = self.live.nonzero().tolist()
+        rows = [{"edge": self.name(tuple(p)), "kept": bool(self.kept[tuple(p)])} for p in places]
+        for row, place in zip(rows, places, strict=True):
+            row["score"] = float(self.scores[tuple(place)])
+            row["frequency"] = float("nan") if self.frequency is None else float(self.frequency[tuple(place)])
+        frame = pd.DataFrame(rows, columns=["edge", "kept", "score", "frequency"])
+        order = frame.assign(size=frame.score.abs()).sort_values(["kept", "size"], ascending=False, kind="stable")
+        return order.drop(columns="size").reset_index(drop=True)
+
+    def to_file(self) -> "CircuitFile":
+        """The circuit as JSON-ready data; reading it back gives an equal circuit."""
+        places = self.live.nonzero()
+        frequency = self.frequency if self.frequency is not None else torch.zeros_like(self.scores)
+        entries = [
+            EdgeEntry(
+                edge=f"{self.graph.senders[s]}->{self.graph.receivers[r]}",
+                place=tuple(place) or None,
+                score=float(self.scores[(s, r, *place)]),
+                kept=bool(self.kept[(s, r, *place)]),
+                frequency=None if self.frequency is None else float(frequency[(s, r, *place)]),
+            )
+            for s, r, *place in places.tolist()
+        ]
+        return CircuitFile(
+            shape=self.shape,
+            n_pos=self.kept.shape[-1] if self.by_position else None,
+            columns=list(self.columns),
+            n_kept=self.n_kept,
+            n_live=self.n_live,
+            edges=entries,
+            faithfulness=self.faithfulness,
+            provenance=self.provenance,
+            example=self.example,
+        )
+
+
+class EdgeEntry(Frozen):
+    """One live edge."""
+
+    edge: str = Field(description="sender->receiver, as L0.H1->L1.H3.q")
+    place: tuple[int, int] | None = Field(description="[position of the sender, position of the reader]")
+    score: float
+    kept: bool
+    frequency: float | None = None
+
+
+class CircuitFile(Frozen):
+    """A circuit on disk."""
+
+    format: Literal[1] = 1
+    shape: ModelShape
+    n_pos: int | None = Field(description="null: the circuit has no positions")
+    columns: list[str] = Field(default_factory=list)
+    n_kept: int
+    n_live: int
+    edges: list[EdgeEntry] = Field(description="every live edge")
+    faithfulness: Interval | None
+    provenance: Provenance
+    example: Example | None = None
+
+    def circuit(self) -> Circuit:
+        """The circuit.
+
+        Raises:
+            UnknownName: for an edge that the shape does not have.
+            UsageError: for a place outside the positions.
+        """
+        graph = graph_of(self.shape)
+        size = (len(graph.senders), len(graph.receivers), *((self.n_pos, self.n_pos) if self.n_pos else ()))
+        kept, live = torch.zeros(size, dtype=torch.bool), torch.zeros(size, dtype=torch.bool)
+        scores, frequency = torch.zeros(size), torch.zeros(size)
+        for entry in self.edges:
+            place = (*graph.index(entry.edge), *(entry.place or ()))
+            if len(place) != len(size) or any(not 0 <= i < n for i, n in zip(place, size, strict=True)):
+                raise UsageError(
+                    f"edges: {entry.edge} at {entry.place}: expected a place within {self.n_pos} positions"
+                )
+            live[place], kept[place], scores[place] = True, entry.kept, entry.score
+            frequency[place] = entry.frequency or 0.0
+        seen = any(entry.frequency is not None for entry in self.edges)
+        return Circuit(
+            graph,
+            self.shape,
+            kept,
+            live,
+            scores,
+            self.provenance,
+            frequency if seen else None,
+            tuple(self.columns),
+            self.faithfulness,
+            self.example,
+        )
+
+
+def _owner(receiver: str) -> str:
+    """Node that a receiver belongs to."""
+    return receiver.rsplit(".", 1)[0] if receiver[-2:] in (".q", ".k", ".v") else receiver
