@@ -1,6 +1,7 @@
 """Local tokenizers: text to token ids with the characters of each, single-token words, and the fit to a model."""
 
 import hashlib
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -8,10 +9,12 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from interp.config import canonical_json
 from interp.errors import StoreError, UsageError
 from interp.files import read_bytes
 from interp.jsonfile import decode
 
+WRITING = ("added_tokens", "normalizer", "pre_tokenizer", "model")  # parts of a tokenizer file
 MAX_BYTES = 128 << 20
 UNUSED_ROWS, UNUSED_SHARE = 1024, 0.1  # rows of an embedding that no token uses: padding up to a round number
 
@@ -45,8 +48,12 @@ class TextTokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of the tokenizer as JSON; equal for tokenizers that write the same tokens by the same rules."""
-        return hashlib.sha256(self.inner.to_str().encode()).hexdigest()
+        """sha256 of all that decides which tokens a text becomes: vocabulary, merges and the rules of splitting.
+
+        What is added around a text (post-processing, truncation, padding) is left out, as it is never used here.
+        """
+        whole = json.loads(self.inner.to_str())
+        return hashlib.sha256(canonical_json([whole[key] for key in WRITING])).hexdigest()
 
     @cached_property
     def unknown(self) -> int | None:
