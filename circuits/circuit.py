@@ -58,8 +58,8 @@ class Provenance(Frozen):
 class Circuit:
     """Edges kept of a model's graph; position-free [sender, receiver] or by position [sender, receiver, pos, query].
 
-    By position the entry (p, q) of a key or value edge is what query q reads at position p; all other edges stand on the
-    diagonal.
+    By position the entry (p, q) of a key or value edge is what query q reads at position p; all other edges stand on
+    the diagonal.
 
     Attributes:
         kept: the circuit; a subset of `live`.

@@ -13,6 +13,7 @@ from circuits.engine.plan import free_memory
 from circuits.engine.record import Record
 from circuits.engine.runs import Given, Options, as_decoder, replaced, runs_for
 from circuits.graph import edge_graph
+from circuits.masked_patterns import MOST_SENDERS, attention, codes, patterns
 from circuits.metrics import Metric, metric_rows
 from interp.decoder import Layer, normed
 from interp.errors import NotExpressible, UsageError
@@ -98,11 +99,14 @@ class MaskedRuns:
 
     def at_once(self, kept: Tensor) -> int:
         """Circuits that fit the memory budget together."""
+        return max(1, min(len(kept), 64, self.max_bytes // self.bytes_each(kept.dim() == 5)))
+
+    def bytes_each(self, by_position: bool) -> int:
+        """Memory of one circuit's run at its peak: what senders write, and the inputs of one layer's heads."""
         n_prompts, n_pos, d_model = self.writes[0].shape
         inputs = max(len(layer.attn.W_Q) + 2 * len(layer.attn.W_K) for layer in self.decoder.layers)
-        per_row = 2 * len(self.graph.senders) + 3 * inputs * (1 if kept.dim() == 3 else (n_pos + 1) // 2)
-        bytes_each = n_prompts * n_pos * d_model * per_row * self.writes[0].element_size()
-        return max(1, min(len(kept), 64, self.max_bytes // bytes_each))
+        per_row = 2 * len(self.graph.senders) + 3 * inputs * ((n_pos + 1) // 2 if by_position else 1)
+        return n_prompts * n_pos * d_model * per_row * self.writes[0].element_size()
 
     def run(
         self, kept: Tensor, at: tuple[Int[Tensor, "row"], Int[Tensor, "row"]] | None = None
@@ -134,7 +138,11 @@ class MaskedRuns:
         keys = first + n_heads
         slots = [range(first, keys), range(keys, keys + n_kv), range(keys + n_kv, keys + 2 * n_kv)]
         q = self._read(layer, stream.mixed(slots[0], before), attn.W_Q, attn.b_Q, None)
-        if stream.by_position:
+        if stream.patterned:
+            delta = stream.senders(stream.count)[: 1 if number == 0 else None]  # all circuits share the embedding
+            seen = [codes(stream.kept[:, : stream.count, list(some)]) for some in slots[1:]]
+            z = attention(layer, self._turned(layer, q, None), patterns(delta, before), *seen)
+        elif stream.by_position:
             k, v = (
                 self._read(layer, stream.mixed_pairs(some, before), w, b, place)
                 for some, w, b, place in (
@@ -209,9 +217,15 @@ class Stream:
     def __init__(self, kept: Tensor, n_senders: int, runs: MaskedRuns):
         self.kept, self.runs, self.count = kept, runs, 0
         self.by_position = kept.dim() == 5
+        self.whole = self.by_position and not kept.requires_grad and bool(((kept == 0) | (kept == 1)).all())
         shape = (len(kept), n_senders, *runs.writes[0].shape)
         self.buffer = None if kept.requires_grad else runs.writes[0].new_empty(shape)
         self.parts: list[Tensor] = []
+
+    @property
+    def patterned(self) -> bool:
+        """Whether so few senders write before this place that readers see few different inputs."""
+        return self.whole and self.count <= MOST_SENDERS
 
     def add(self, delta: Float[Tensor, "circuit batch pos d_model"]) -> None:
         """Book the next sender's difference."""

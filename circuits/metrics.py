@@ -165,6 +165,38 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
+class ChoiceAccuracy:
+    """Whether some right token has a larger logit than every wrong one: 0 or 1 per row.
+
+    Where no token is given as wrong, all other tokens are. At random 1 / (1 + wrong) for one right token.
+
+    Args:
+        right, other, positions: as for `AnswerDiff`; `other` may be empty.
+    """
+
+    right: Int[Tensor, "batch column choice"]
+    other: Int[Tensor, "batch column choice"]
+    positions: Positions = "last"
+
+    def of_logits(self, logits: Tensor, rows: Rows, base: Tensor) -> Float[Tensor, "row"]:
+        """Value of each row."""
+        right, other = (x.to(logits.device)[rows.prompt, rows.column] for x in (self.right, self.other))
+        best = logits.gather(1, right.clamp(min=0)).masked_fill(right < 0, -torch.inf).amax(1)
+        if not other.shape[1] or bool((other < 0).all(1).any()):
+            row = torch.arange(len(logits), device=logits.device)[:, None].expand_as(right)
+            rest = logits.index_put((row[right >= 0], right[right >= 0]), logits.new_tensor(-torch.inf)).amax(1)
+        if other.shape[1]:
+            given = logits.gather(1, other.clamp(min=0)).masked_fill(other < 0, -torch.inf).amax(1)
+            rest = torch.where((other < 0).all(1), rest, given) if bool((other < 0).all(1).any()) else given
+        return (best > rest).to(logits)
+
+    def change(self, delta: Tensor, index: Tensor, rows: Rows, base: Tensor) -> Float[Tensor, "case"]:
+        """What `delta` adds to the value of each case's row."""
+        some = Rows(rows.prompt[index], rows.pos[index], rows.column[index], rows.n_prompts)
+        return self.of_logits(base[index] + delta, some, base) - self.of_logits(base[index], some, base)
+
+
+@dataclass(frozen=True)
 class UserMetric:
     """Any function of full logits [batch, pos, d_vocab] that gives one number per prompt [batch].
 

@@ -49,6 +49,9 @@ def test_a_circuit_runs_as_defined(name):
     kept = torch.rand(shape, generator=stream, dtype=torch.float64)
     expected = run_circuit(runs.decoder, clean, ablated, kept)[:, -1]
     assert (runs.run(kept[None])[0] - expected).abs().max() < 1e-10
+    whole = kept.round()  # nothing but 0 and 1 takes another way to the same numbers
+    expected = run_circuit(runs.decoder, clean, ablated, whole)[:, -1]
+    assert (runs.run(torch.stack((whole, 1 - whole)))[0] - expected).abs().max() < 1e-10
     pooled = torch.rand(2, *runs.graph.exists.shape, generator=stream, dtype=torch.float64).round()
     for found, one in zip(runs.run(pooled), pooled, strict=True):
         assert (

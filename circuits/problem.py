@@ -1,0 +1,123 @@
+"""What a circuit is looked for in: a model, prompt pairs in disjoint parts, and what is written outside the circuit."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from circuits.live import live_edges
+from circuits.masked import MaskedRuns
+from circuits.metrics import AnswerDiff, ChoiceAccuracy, LogProb, Metric
+from interp.decoder import Decoder
+from interp.errors import UsageError
+from interp.pairs.base import Pairs
+
+Ablation = Literal["resample", "mean", "zero"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A model with prompt pairs whose parts are disjoint: "score" to rank edges, "choose" for the size, "evaluate".
+
+    Attributes:
+        ablation: what senders write outside the circuit: their output in the corrupted run ("resample"), the mean of
+            their clean output over prompts and positions, or zero.
+        by_position: edges have positions; the prompts must then agree column by column.
+        max_bytes: memory for batched runs; None for a quarter of what is free.
+    """
+
+    decoder: Decoder
+    pairs: Pairs
+    ablation: Ablation = "resample"
+    by_position: bool = False
+    max_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.by_position and not self.pairs.aligned():
+            self.pairs.position_labels("a circuit by position")
+            raise UsageError(
+                "by_position: the prompts are of unequal length or their spans stand in different columns; a circuit "
+                "by position needs prompts that agree column by column: choose one group, or leave positions out"
+            )
+
+    @cached_property
+    def parts(self) -> dict[str, "Part"]:
+        """Recorded runs of each part.
+
+        Raises:
+            UsageError: if a part has no prompts; `Pairs.split` gives parts.
+        """
+        return {name: Part(self, self.pairs.of_part(name)) for name in ("score", "choose", "evaluate")}
+
+    @cached_property
+    def live(self) -> Bool[Tensor, "sender receiver *place"]:
+        """Edges that are live in some part."""
+        found = [live_edges(part.runs, self.by_position) for part in self.parts.values()]
+        return torch.stack(found).any(0)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """A label for every position; empty without positions."""
+        return tuple(self.pairs.position_labels().labels) if self.by_position else ()
+
+    def resampled(self, generator: torch.Generator) -> "Problem":
+        """The same problem with the units of "score" and "choose" drawn again, with replacement within each part."""
+        parts = []
+        for name in ("score", "choose"):
+            pairs = self.pairs.of_part(name)
+            units = pairs.unit.unique()
+            drawn = units[torch.randint(len(units), (len(units),), generator=generator)]
+            index = torch.cat([(pairs.unit == unit).nonzero()[:, 0] for unit in drawn])
+            parts.append(pairs.subset(index))
+        other = Problem(self.decoder, self.pairs, self.ablation, self.by_position, self.max_bytes)
+        again = {name: Part(other, pairs) for name, pairs in zip(("score", "choose"), parts, strict=True)}
+        other.__dict__["parts"] = again | {"evaluate": self.parts["evaluate"]}
+        other.__dict__["live"] = self.live
+        return other
+
+
+@dataclass(frozen=True)
+class Part:
+    """The prompts of one part and runs of circuits on them."""
+
+    problem: Problem
+    pairs: Pairs
+
+    @cached_property
+    def metric(self) -> Metric:
+        """Mean logit of the right answers minus that of the wrong ones; log-probability where none are wrong."""
+        pairs, places = self.pairs, self.pairs.places
+        if pairs.wrong.shape[-1] and bool((pairs.wrong >= 0).any(-1).all()):
+            return AnswerDiff(pairs.answers, pairs.wrong, places)
+        if pairs.answers.shape[-1] == 1:
+            return LogProb(pairs.answers[..., 0], places)
+        raise UsageError("pairs: prompts with several right answers need wrong ones to compare them with")
+
+    @property
+    def accuracy(self) -> ChoiceAccuracy:
+        """Whether a right answer beats every wrong one."""
+        return ChoiceAccuracy(self.pairs.answers, self.pairs.wrong, self.pairs.places)
+
+    @property
+    def metric_name(self) -> str:
+        """The metric in words."""
+        if isinstance(self.metric, LogProb):
+            return "log-probability of the answer (nats)"
+        return "mean logit of the right answers minus mean logit of the wrong ones"
+
+    @cached_property
+    def runs(self) -> MaskedRuns:
+        """The recorded clean and ablated runs."""
+        pairs, problem = self.pairs, self.problem
+        return MaskedRuns(
+            problem.decoder,
+            clean=pairs.clean,
+            corrupted=pairs.corrupted if problem.ablation == "resample" else None,
+            metric=self.metric,
+            mask=pairs.mask,
+            max_bytes=problem.max_bytes,
+            **({} if problem.ablation == "resample" else {"ablation": problem.ablation}),
+        )

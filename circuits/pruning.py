@@ -1,0 +1,137 @@
+"""The smallest circuit that keeps a stated share of behaviour: a size along a ranking, then exact removal."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from circuits.live import connected
+from circuits.masked import MaskedRuns
+from circuits.problem import Part, Problem
+from circuits.search.base import Tell, silent
+
+Mask = Bool[Tensor, "sender receiver *place"]
+
+
+@dataclass
+class Keeping:
+    """How much of the metric circuits keep on several parts: the smallest of the parts counts.
+
+    Attributes:
+        spent: circuits run so far, each on every part.
+    """
+
+    parts: Sequence[Part]
+    spent: int = field(default=0)
+
+    def of(self, kept: Bool[Tensor, "circuit sender receiver *place"]) -> Float[Tensor, "circuit"]:
+        """Share kept of each circuit, (m(C) - m(0)) / (m(N) - m(0))."""
+        self.spent += len(kept)
+        found = []
+        for part in self.parts:
+            runs = part.runs
+            zero, whole = runs.ablated.mean(), runs.clean.mean()
+            found.append((runs.values(kept).mean(1) - zero) / (whole - zero))
+        return torch.stack(found).amin(0)
+
+
+def read_positions(runs: MaskedRuns) -> Bool[Tensor, "pos"]:
+    """Where the metric reads in some prompt."""
+    read = torch.zeros(runs.n_pos, dtype=torch.bool, device=runs.writes[0].device)
+    read[runs.rows.pos] = True
+    return read
+
+
+def joined(problem: Problem, kept: Mask) -> Mask:
+    """The part of a circuit on paths from the embedding to the metric; under resampling nothing else acts."""
+    runs = problem.parts["score"].runs
+    return connected(problem.decoder, runs.graph, kept, read_positions(runs))
+
+
+def top(order: Int[Tensor, "edge"], size: int, like: Mask) -> Mask:
+    """The first edges of an order of flat places."""
+    kept = torch.zeros(like.numel(), dtype=torch.bool, device=like.device)
+    kept[order[:size]] = True
+    return kept.view(like.shape)
+
+
+def order_of(scores: Float[Tensor, "sender receiver *place"], live: Mask) -> Int[Tensor, "edge"]:
+    """Flat places of the live edges, largest magnitude first; ties in order of computation."""
+    size = scores.abs().masked_fill(~live, -1.0).flatten()
+    return size.argsort(descending=True, stable=True)[: int(live.sum())]
+
+
+def smallest(
+    problem: Problem, scores: Float[Tensor, "sender receiver *place"], target: float, keeping: Keeping
+) -> Mask | None:
+    """The smallest circuit of top-ranked edges that keeps the target share; None where none does.
+
+    Sizes lie on a grid that is refined around the first success three times, so that a share that is not monotone in
+    the size is followed from above only where it first passes.
+    """
+    order = order_of(scores, problem.live)
+    low, high = 0, len(order)
+    if not high or float(keeping.of(problem.live[None])[0]) < target:
+        return None
+    for _ in range(4):
+        steps = torch.linspace(low, high, 10).round().long().unique()[1:]
+        kept = torch.stack([top(order, int(size), problem.live) for size in steps])
+        fine = (keeping.of(kept) >= target).nonzero()[:, 0]
+        first = int(fine.min()) if len(fine) else len(steps) - 1
+        low, high = (int(steps[first - 1]) if first else low), int(steps[first])
+        if high - low <= 1:
+            break
+    return top(order, high, problem.live)
+
+
+def removed(
+    problem: Problem,
+    kept: Mask,
+    scores: Float[Tensor, "sender receiver *place"],
+    target: float,
+    keeping: Keeping,
+    most: int = 2000,
+    tell: Tell = silent,
+) -> Mask:
+    """Leave out edges for good while the circuit keeps the target share: blocks first, single edges at the end.
+
+    In each round all blocks are tried side by side, then as many of the harmless ones together as still keep the
+    target.
+
+    Args:
+        most: circuits to run at most.
+    """
+    limit, blocks = keeping.spent + most, 8
+    kept, start = joined(problem, kept), keeping.spent
+    while (count := int(kept.sum())) and keeping.spent < limit:
+        order = order_of(scores, kept).flip(0)  # least important first
+        blocks = min(blocks, count, max(1, (limit - keeping.spent) // 2))
+        pieces = [piece for piece in order.tensor_split(blocks) if len(piece)]
+        after = _without_pieces(problem, kept, pieces, target, keeping)
+        single = len(pieces[0]) == 1
+        if after is None and single:
+            break
+        if after is None or int(after.sum()) > 0.9 * count:
+            blocks *= 2
+        kept = kept if after is None else after
+        tell("removing edges", min(keeping.spent - start, most), most)
+    return kept
+
+
+def _without_pieces(problem: Problem, kept: Mask, pieces: list[Tensor], target: float, keeping: Keeping) -> Mask | None:
+    """The circuit without as many harmless pieces as possible; None where no piece can go."""
+
+    def less(some: Sequence[Tensor]) -> Mask:
+        rest = kept.flatten().clone()
+        rest[torch.cat(list(some))] = False
+        return rest.view(kept.shape)
+
+    shares = keeping.of(torch.stack([less([piece]) for piece in pieces]))
+    harmless = [int(i) for i in shares.argsort(descending=True, stable=True) if float(shares[i]) >= target]
+    if not harmless:
+        return None
+    together = torch.stack([less([pieces[i] for i in harmless[: n + 1]]) for n in range(len(harmless))])
+    fine = (keeping.of(together) >= target).nonzero()[:, 0]
+    return joined(problem, together[int(fine.max())]) if len(fine) else None
