@@ -97,7 +97,7 @@ def _records(data: bytes, path: Path) -> list[tuple[str, dict[str, str]]]:
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
     except csv.Error as error:
-        raise UsageError(f"{path}:{reader.line_num}: not CSV ({error})") from None
+        raise UsageError(f"{path}:{reader.reader.line_num}: not CSV ({error})") from None
     if not found:
         raise UsageError(f"{path}: holds no prompt pairs")
     return found

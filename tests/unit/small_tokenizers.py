@@ -1,5 +1,7 @@
 """Tiny local tokenizers for tests: words with a leading space, a BPE that keeps two digits, single digits."""
 
+from collections.abc import Sequence
+
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -28,11 +30,11 @@ def byte_level(words: list[str], texts: list[str], *, digits: int = 2) -> Tokeni
     return tokenizer
 
 
-def english(**options) -> Tokenizer:
-    """A tokenizer that knows all words of the generators."""
+def english(extra: Sequence[str] = (), **options) -> Tokenizer:
+    """A tokenizer that knows all words of the generators, trained on `extra` texts, too."""
     words = [*ioi.NAMES.split(), *ioi.PLACES, *ioi.OBJECTS, *greater_than.NOUNS.split(), *docstring.WORDS.split()]
     texts = [template.replace("{", " ").replace("}", "") for template in (*ioi.TEMPLATES, greater_than.TEMPLATE)]
-    return byte_level(words, [*texts, docstring.TEMPLATE.replace("{", " {")], **options)
+    return byte_level(words, [*texts, *extra, docstring.TEMPLATE.replace("{", " {")], **options)
 
 
 def whole_words(*words: str) -> Tokenizer:
