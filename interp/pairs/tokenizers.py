@@ -109,8 +109,10 @@ class TextTokenizer:
         raise UsageError(f"{what} {text!r} is {len(ids)} tokens ({names}){hint}")
 
     def name(self, token: int) -> str:
-        """How a token is shown: its text, or its own name where it has no text of its own."""
+        """How a token is shown: its text with its leading space, or its own name where it is no text by itself."""
         shown = self.inner.decode([token], skip_special_tokens=False)
+        if self.inner.decoder is not None:  # the space may be lost at the start of a text: take the second of two
+            shown = self.inner.decode([token, token], skip_special_tokens=False)[len(shown) :]
         own = self.inner.id_to_token(token)
         return f"[{token}]" if own is None else own if not shown or "\ufffd" in shown else shown
 

@@ -45,6 +45,22 @@ def whole_words(*words: str) -> Tokenizer:
     return tokenizer
 
 
+def marked_spaces(extra: Sequence[str] = ()) -> Tokenizer:
+    """A tokenizer that marks spaces, puts one before each text, and writes digits one by one."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Metaspace(prepend_scheme="first"), pre_tokenizers.Punctuation(), pre_tokenizers.Digits(True)]
+    )
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
+    trainer = trainers.BpeTrainer(
+        vocab_size=4000, min_frequency=1, show_progress=False, special_tokens=["<unk>", "<s>"]
+    )
+    words = [*ioi.NAMES.split(), *ioi.PLACES, *ioi.OBJECTS]
+    texts = [template.replace("{", " ").replace("}", "") for template in ioi.TEMPLATES]
+    tokenizer.train_from_iterator([f" {word}" for word in words] * 3 + [*texts, *extra], trainer)
+    return tokenizer
+
+
 def wrapped(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     """The same tokenizer as transformers has it, with <s> as BOS."""
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>")

@@ -11,7 +11,7 @@ from interp.pairs.greater_than import greater_than
 from interp.pairs.induction import induction
 from interp.pairs.ioi import TEMPLATES, ioi
 from interp.rng import generator
-from tests.unit.small_tokenizers import byte_level, english, wrapped
+from tests.unit.small_tokenizers import byte_level, english, marked_spaces, wrapped
 
 
 @pytest.fixture(scope="module")
@@ -265,3 +265,10 @@ def test_induction_with_one_read_names_what_the_head_must_find(d_vocab):
 def test_induction_that_cannot_be_is_refused(arguments, message):
     with pytest.raises(UsageError, match=message):
         induction(**{"n": 2, **arguments}, generator=stream())
+
+
+def test_ioi_reads_the_same_with_a_tokenizer_that_marks_spaces(tokenizer):
+    marked, plain = ioi(marked_spaces(), 30, stream()), ioi(tokenizer, 30, stream())
+    for prompt in range(30):
+        assert "".join(marked.tokens(prompt)).strip() == "".join(plain.tokens(prompt))
+    assert marked.spans == plain.spans and torch.equal(marked.position, plain.position)

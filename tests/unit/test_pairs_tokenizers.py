@@ -6,7 +6,7 @@ import pytest
 
 from interp.errors import StoreError, UsageError
 from interp.pairs.tokenizers import fits, load_tokenizer, text_tokenizer
-from tests.unit.small_tokenizers import english, whole_words, wrapped
+from tests.unit.small_tokenizers import english, marked_spaces, whole_words, wrapped
 
 
 def test_a_word_with_its_space_is_one_token_and_without_is_not():
@@ -105,3 +105,18 @@ def test_a_folder_without_a_tokenizer_or_with_a_damaged_one_is_said(tmp_path):
     (tmp_path / "tokenizer.json").write_text('{"model": ')
     with pytest.raises(StoreError, match=r"tokenizer\.json: not a tokenizer"):
         load_tokenizer(tmp_path)
+
+
+def test_a_tokenizer_that_puts_a_space_before_each_text_is_judged_in_context():
+    text = text_tokenizer(marked_spaces())
+    mary = text.one(" Mary")
+    assert text.one("Mary") == text.one(" Mary", "gave it to") == mary and text.name(mary) == " Mary"
+    with pytest.raises(UsageError, match=r"answers 'Mary' is 3 tokens \('M', 'ar', 'y'\); ' Mary' is one token"):
+        text.require_one("Mary", "answers", "gave it to")
+
+
+def test_names_keep_their_space_and_special_tokens_their_name():
+    text = text_tokenizer(english())
+    ids = text.encode("The store, Mary 1732").ids
+    assert [text.name(token) for token in ids] == ["The", " store", ",", " Mary", " 17", "32"]
+    assert text.name(text.inner.token_to_id("<s>")) == "<s>" and text.name(10**6) == "[1000000]"
