@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
-from circuits.detectors.base import Detection, Emergence
+from circuits.detectors.base import Detection, Emergence, HeadDetector
 from circuits.detectors.iteration_head import Options, Origin
 from circuits.emergence import emergence, emergence_point
 from interp.config import canonical_json, validated
@@ -61,6 +61,11 @@ class RunScanner:
     def __init__(self, run: Run, detector: str, tell: Tell | None = None, fresh: bool = False):
         self.run, self.name = run, detector
         self.detector = load("detector", detector)
+        if isinstance(self.detector, HeadDetector):
+            raise DetectorError(
+                f"detector {detector!r} scores single heads on random tokens, not a task; "
+                f"use `interp heads RUN --types {detector}`"
+            )
         self.tell = tell or (lambda what, done, of: None)
         self.fresh = fresh
         self.config_hash = run.config.hash()

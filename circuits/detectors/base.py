@@ -1,6 +1,6 @@
 """What a detector returns: verdict, statistic, null and causal checks, as JSON-ready frozen models."""
 
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from pydantic import Field
 
@@ -155,3 +155,106 @@ class Detector(Protocol):
 
     def detect(self, model: Any, task: Any, **options: Any) -> Detection:
         """Scan one model."""
+
+
+HeadVerdict = Literal["induction head", "previous token head", "duplicate token head", "copy head", "candidate", "none"]
+
+
+class HeadScore(Frozen):
+    """What one head scores on one statistic."""
+
+    component: str = Field(description="head, as L1.H0")
+    score: Interval
+    rate: float = Field(description="how selective the head is, in [0, 1]; the detector says of what")
+    p_twins: float = Field(description="against the largest score of any head in random twins")
+    p_prompts: float | None = Field(description="against the same prompts without what is claimed; null: has none")
+    p_value: float = Field(description="the larger of the two, times the number of head types looked for")
+    copying: float | None = Field(None, description="eigenvalue copying score in [-1, 1]; decides nothing")
+    verdict: HeadVerdict
+
+
+class HeadNull(Frozen):
+    """What scores are compared with: one maximum over all heads per null model, or per draw of signs."""
+
+    name: str
+    n: int
+    n_sharp: int = Field(description="how many of the null models have sharpened QK")
+    sharing: int = Field(description="null models that share all but their own attention layers; 1: independent")
+    quantile_95: float
+    largest: float
+    smallest_p: float = Field(description="after multiplication by the number of head types looked for")
+    scan: str = Field(description="what the maximum runs over")
+
+
+class HeadCheck(Frozen):
+    """One intervention on one head beside the same on control heads; `passed` is None when it was not tested."""
+
+    name: str
+    component: str
+    intervention: str
+    metric: str
+    base: Interval | None = Field(description="the metric without intervention; null: it is 0 there")
+    effect: Interval | None = Field(description="how much the intervention costs; null: not run")
+    control: Interval | None = Field(description="the same for the control heads, averaged; null: there are none")
+    difference: Interval | None = Field(description="effect minus control, sequence by sequence")
+    controls: list[str]
+    control_name: str
+    moved: float = Field(description="median relative change of the head's output; 0: not moved")
+    tested: bool
+    passed: bool | None
+    threshold: str
+    note: str = ""
+
+
+class HeadDetection(Frozen):
+    """The full answer about one head type in one model."""
+
+    format: Literal[1] = 1
+    detector: str
+    claim: str
+    model: str
+    fingerprint: str = Field(description="of the weights; empty where the caller gave none")
+    step: int | None
+    code_version: str
+    seed: int
+    options: dict[str, int | float | bool | None]
+    verdict: HeadVerdict
+    headline: str
+    heads: list[str] = Field(description="heads with every piece of evidence, strongest first")
+    candidates: list[str] = Field(description="heads with the statistic alone")
+    prompts: str = Field(description="what the scan ran on")
+    statistic: str
+    rate: str = Field(description="what `rate` of a head is")
+    scores: list[HeadScore]
+    null: list[HeadNull]
+    causal: list[HeadCheck]
+    limits: list[str]
+    timing: dict[str, float] = Field(default_factory=dict, description="CPU seconds by stage; not part of equality")
+
+
+@runtime_checkable
+class HeadDetector(Protocol):
+    """What a detector of single heads exports as `DETECTOR`: scores every head, and checks the flagged ones.
+
+    `scores` and `rates` give one number per prompt and head of a layer; `contrast` the score minus what it is without
+    the thing that is claimed, or None where nothing can be taken away. `checks` intervenes on some heads.
+    """
+
+    name: str
+    claim: str
+    verdict: HeadVerdict
+    statistic: str
+    rate: str
+    needs_all: bool  # every tested check must pass, not just one
+
+    def scores(self, view: Any, probe: Any) -> Any:
+        """[prompt, head] of one layer."""
+
+    def rates(self, view: Any, probe: Any) -> Any:
+        """[head] of one layer, in [0, 1]."""
+
+    def contrast(self, view: Any, probe: Any) -> Any:
+        """[prompt, head] of one layer, or None."""
+
+    def checks(self, setting: Any, heads: Any) -> list[HeadCheck]:
+        """Causal checks of flagged heads."""

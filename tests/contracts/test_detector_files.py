@@ -5,7 +5,7 @@ import inspect
 
 import pytest
 
-from circuits.detectors.base import Detection
+from circuits.detectors.base import Detection, HeadDetector
 from interp.registry import load, names, origin
 
 MUST_SAY = ("claim", "statistic", "null", "threshold", "causal check", "known failure")
@@ -18,13 +18,20 @@ def name(request):
 
 
 def test_detectors_are_listed_by_file_name():
-    assert "iteration_head" in names("detector")
+    heads = {"copying", "duplicate_token", "induction", "previous_token"}
+    assert {"iteration_head", *heads} <= set(names("detector"))
 
 
 def test_detector_has_a_name_a_claim_and_a_scan(name):
     detector = load("detector", name)
     assert detector.name == name
     assert detector.claim.strip()
+    if isinstance(detector, HeadDetector):
+        assert detector.verdict and detector.statistic and detector.rate
+        scans = (detector.scores, detector.rates, detector.contrast)
+        assert all(list(inspect.signature(scan).parameters) == ["view", "probe"] for scan in scans)
+        assert list(inspect.signature(detector.checks).parameters) == ["setting", "heads"]
+        return
     parameters = list(inspect.signature(detector.detect).parameters)
     assert parameters[:2] == ["model", "task"]
     returned = inspect.signature(detector.detect).return_annotation
