@@ -1,0 +1,227 @@
+"""What single effects miss: pairs of edges, and heads that act only when another one is silent."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from pydantic import Field
+from scipy.stats import norm
+from torch import Tensor
+
+from circuits.gate import per_unit
+from circuits.problem import Problem
+from circuits.search.base import Tell, silent
+from interp.config import Frozen
+
+SIZE = 0.05  # an interaction counts from this share of the difference between clean and ablated run
+RELAYED = 0.8  # a relay owes this share of its effect to what another head writes into its values
+
+
+class PairEffect(Frozen):
+    """Share of the metric lost by leaving out two edges, beyond the sum of their own: E(ab) - E(a) - E(b)."""
+
+    first: str
+    second: str
+    together: float
+    interaction: float = Field(
+        description="0: additive; above: stand-ins; below: they need each other"
+    )
+    low: float
+    high: float
+
+
+class Role(Frozen):
+    """What a head is besides its place in the circuit."""
+
+    node: str
+    role: str = Field(description="backup, negative or relay")
+    other: str = Field(description="the head that it backs up, or whose output it passes on; empty for none")
+    alone: float = Field(description="effect of ablating it in the clean run, as a share of clean minus ablated")
+    given: float | None = Field(description="its effect while the other head is ablated, or through the other's edge")
+    low: float
+    high: float
+    n: int
+    rule: str
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """Pair effects of the top edges, roles of nodes, and each live edge's largest effect while a primary is silent.
+
+    Attributes:
+        conditional: [sender receiver], share of the metric lost by leaving the edge out while a primary node is
+            ablated, where that exceeds the edge's effect alone beyond its interval; else 0.
+    """
+
+    pairs: tuple[PairEffect, ...]
+    roles: tuple[Role, ...]
+    conditional: Float[Tensor, "sender receiver"]
+
+
+def interactions(
+    problem: Problem,
+    order: list[tuple[int, int]],
+    live: Bool[Tensor, "sender receiver"],
+    *,
+    n_edges: int = 8,
+    n_nodes: int = 12,
+    most: int = 2500,
+    tell: Tell = silent,
+) -> Interactions:
+    """Pair effects, backups, negative heads and relays of a position-free graph, on the part "score".
+
+    A node is ablated by leaving out all its outgoing edges. b backs up a where ablating b costs more while a is ablated
+    than in the clean run, beyond an interval over units that is widened for the number of pairs looked at, and by at
+    least 5 % of clean minus ablated. b relays a where leaving out a -> b.v costs at least 80 % of what ablating b does.
+    b is negative where ablating it raises the metric.
+
+    Args:
+        order: live edges, most important first.
+        most: circuits to run at most; fewer edges are looked at where that would not do.
+    """
+    measure = Measure(problem, live)
+    senders = [i for i in range(1, len(live)) if bool(live[i].any())]
+    alone = measure.of([measure.without_node(i) for i in senders])
+    ranked = sorted(range(len(senders)), key=lambda i: -abs(float(alone[i].mean())))[:n_nodes]
+    nodes = [senders[i] for i in ranked]
+    single = dict(zip(senders, alone, strict=True))
+    tell("interactions", 1, 4)
+    roles = _backups(measure, nodes, single) + _negative(measure, nodes, single)
+    tell("interactions", 2, 4)
+    roles += _relays(measure, nodes, single)
+    pairs = _pairs(measure, order[:n_edges])
+    tell("interactions", 3, 4)
+    conditional = _conditional(measure, nodes, order, most)
+    tell("interactions", 4, 4)
+    return Interactions(tuple(pairs), tuple(roles), conditional)
+
+
+class Measure:
+    """Effects of leaving edges out of the clean run, as shares of clean minus ablated, per unit."""
+
+    def __init__(self, problem: Problem, live: Bool[Tensor, "sender receiver"]):
+        self.part, self.live = problem.parts["score"], live
+        self.graph, runs = self.part.runs.graph, self.part.runs
+        self.scale = float((runs.clean - runs.ablated).mean())
+        self.n = len(self.part.pairs.unit.unique())
+
+    def without_node(self, sender: int) -> Tensor:
+        """The graph without what a node writes."""
+        kept = self.live.clone()
+        kept[sender] = False
+        return kept
+
+    def without_edges(self, edges: list[tuple[int, int]], kept: Tensor | None = None) -> Tensor:
+        """The graph without some edges."""
+        left = (self.live if kept is None else kept).clone()
+        for sender, receiver in edges:
+            left[sender, receiver] = False
+        return left
+
+    def of(self, kept: list[Tensor]) -> Float[Tensor, "case unit"]:
+        """Share of the metric that each case loses, per unit; negative where the metric rises."""
+        if not kept:
+            return self.part.runs.clean.new_zeros(0, self.n)
+        runs = self.part.runs
+        lost = (runs.clean - runs.values(torch.stack(kept))) / self.scale
+        return torch.stack([per_unit(one, self.part.pairs.unit) for one in lost])
+
+    def interval(self, values: Float[Tensor, "unit"], tests: int = 1) -> tuple[float, float, float]:
+        """Mean with a normal 95 % interval widened for the number of tests (Bonferroni)."""
+        mean, spread = float(values.mean()), 0.0
+        if len(values) > 1:
+            spread = float(norm.ppf(1 - 0.025 / max(1, tests))) * float(values.std()) / len(values) ** 0.5
+        return mean, mean - spread, mean + spread
+
+
+def _backups(measure: Measure, nodes: list[int], single: dict[int, Tensor]) -> list[Role]:
+    pairs = [(a, b) for a in nodes for b in nodes if a < b]
+    both = measure.of([measure.without_edges([], measure.without_node(a) & measure.without_node(b)) for a, b in pairs])
+    found, rule = [], f"extra effect at least {SIZE:.0%} and above 0 beyond {2 * len(pairs)} tests"
+    for (a, b), together in zip(pairs, both, strict=True):
+        extra = together - single[a] - single[b]
+        mean, low, high = measure.interval(extra, 2 * len(pairs))
+        if not (mean >= SIZE and low > 0):
+            continue
+        primary, backup = (a, b) if float(single[a].mean()) >= float(single[b].mean()) else (b, a)
+        given = together - single[primary]
+        found.append(_role(measure, backup, "backup", primary, single, float(given.mean()), (low, high), rule))
+    return found
+
+
+def _negative(measure: Measure, nodes: list[int], single: dict[int, Tensor]) -> list[Role]:
+    found, rule = [], f"ablating it raises the metric by at least {SIZE:.0%}, beyond {len(nodes)} tests"
+    for node in nodes:
+        mean, low, high = measure.interval(single[node], len(nodes))
+        if mean <= -SIZE and high < 0:
+            found.append(_role(measure, node, "negative", None, single, None, (low, high), rule))
+    return found
+
+
+def _relays(measure: Measure, nodes: list[int], single: dict[int, Tensor]) -> list[Role]:
+    graph, cases = measure.graph, []
+    for b in nodes:
+        name = graph.senders[b]
+        slots = [f"{name}.v", name] if name[0] == "L" else [name]
+        for a in nodes:
+            edges = [(a, graph.receivers.index(s)) for s in slots if s in graph.receivers]
+            edges = [edge for edge in edges if bool(measure.live[edge])]
+            if a < b and edges and graph.senders[a][0] == name[0] == "L":
+                cases.append((a, b, edges))
+    lost = measure.of([measure.without_edges(edges) for _, _, edges in cases])
+    rule = f"leaving out what the other head writes into its values costs at least {RELAYED:.0%} of its effect"
+    found = []
+    for (a, b, _), through in zip(cases, lost, strict=True):
+        whole = float(single[b].mean())
+        mean, low, high = measure.interval(through - RELAYED * single[b], len(cases))
+        if whole >= SIZE and mean >= 0 and measure.interval(single[b], len(nodes))[1] > 0:
+            found.append(_role(measure, b, "relay", a, single, float(through.mean()), (low, high), rule))
+    return found
+
+
+def _role(measure, node: int, role: str, other: int | None, single, given, bounds, rule: str) -> Role:
+    names = measure.graph.senders
+    return Role(
+        node=names[node],
+        role=role,
+        other="" if other is None else names[other],
+        alone=float(single[node].mean()),
+        given=given,
+        low=bounds[0],
+        high=bounds[1],
+        n=measure.n,
+        rule=rule,
+    )
+
+
+def _pairs(measure: Measure, edges: list[tuple[int, int]]) -> list[PairEffect]:
+    single = measure.of([measure.without_edges([edge]) for edge in edges])
+    which = [(i, j) for i in range(len(edges)) for j in range(i + 1, len(edges))]
+    both = measure.of([measure.without_edges([edges[i], edges[j]]) for i, j in which])
+    found = []
+    for (i, j), together in zip(which, both, strict=True):
+        mean, low, high = measure.interval(together - single[i] - single[j], len(which))
+        names = (measure.graph.name(*edges[i]), measure.graph.name(*edges[j]))
+        found.append(
+            PairEffect(
+                first=names[0], second=names[1], together=float(together.mean()), interaction=mean, low=low, high=high
+            )
+        )
+    return found
+
+
+def _conditional(measure: Measure, nodes: list[int], order: list[tuple[int, int]], most: int) -> Tensor:
+    """Each edge's largest effect while one of the primary nodes is silent, where that exceeds its effect alone."""
+    found = measure.part.runs.clean.new_zeros(measure.live.shape)
+    primaries = nodes[: max(1, min(4, most // max(1, len(order))))]
+    edges = order[: max(1, most // (len(primaries) + 1))]
+    alone = measure.of([measure.without_edges([edge]) for edge in edges])
+    for node in primaries:
+        silenced = measure.without_node(node)
+        base = measure.of([silenced])[0]
+        given = measure.of([measure.without_edges([edge], silenced) for edge in edges]) - base
+        for edge, more, less in zip(edges, given, alone, strict=True):
+            mean, low, _ = measure.interval(more - less, len(edges) * len(primaries))
+            if edge[0] != node and mean >= SIZE and low > 0:
+                found[edge] = max(float(found[edge]), float(more.mean()))
+    return found
