@@ -76,6 +76,7 @@ REFUSED = {
     "mask type": ({"mask": torch.ones(3, 4)}, "mask of torch.float32: expected booleans"),
     "position shape": ({"position": torch.ones(3)}, r"position of shape \[3\]: expected \[3, at least 1"),
     "answers shape": ({"answers": torch.ones(3, 2, 1).long()}, r"answers of shape \[3, 2, 1\]: expected \[3, 1\] and"),
+    "wrong shape": ({"wrong": torch.ones(2, 1, 1).long()}, r"wrong of shape \[2, 1, 1\]: expected \[3, 1\] and a set"),
     "unit count": ({"unit": torch.zeros(2)}, "unit for 2 prompts: expected 3"),
     "hole in mask": (
         {"mask": torch.tensor([[1, 0, 1, 1], [1, 1, 1, 0], [1, 1, 1, 1]]).bool()},
@@ -146,11 +147,10 @@ def test_parts_share_no_sequence_and_have_their_shares(seed):
 
 
 def test_parts_are_stratified_by_group():
-    pairs = many(80).split(3)
-    totals = Counter(pairs.group)
-    for part, share in {"score": 0.5, "choose": 0.25, "evaluate": 0.25}.items():
-        found = Counter(pairs.of_part(part).group)
-        assert all(abs(found[group] - share * total) <= 2 * 2 for group, total in totals.items())  # 2 prompts a unit
+    groups = tuple(f"template {unit // 4}" for unit in range(80)) * 2  # 20 groups of 4 sequences
+    pairs = many(80, group=groups).split(3)
+    for part, units in {"score": 2, "choose": 1, "evaluate": 1}.items():
+        assert Counter(pairs.of_part(part).group) == dict.fromkeys(set(groups), 2 * units)
 
 
 def test_parts_are_a_pure_function_of_the_seed():

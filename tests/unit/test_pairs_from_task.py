@@ -75,6 +75,19 @@ def test_each_sequence_is_used_once_before_any_comes_again():
     more.split(0)  # units are consistent
 
 
+@pytest.mark.parametrize("family", ["mixed", "input", "state", "clock"])
+def test_prompts_of_one_sequence_are_one_unit_and_never_their_own_donor(family):
+    task = build_task("polynomial", {})
+    few = {length: tokens[:3] for length, tokens in held_out(task).items()}
+    pairs = pairs_of_task(task, 8, 60, generator(0, "x"), few, family=family)
+    owners = {
+        unit: {tuple(row) for row in pairs.clean[pairs.unit == unit].tolist()} for unit in set(pairs.unit.tolist())
+    }
+    assert len(owners) == 3 and all(len(rows) == 1 for rows in owners.values())
+    assert len(set.union(*owners.values())) == 3
+    assert not (pairs.clean == pairs.corrupted).all(1).any()
+
+
 def test_columns_are_named_by_the_layout():
     labels = made().position_labels()
     states = [f"s{t}" for t in range(1, 8)]
