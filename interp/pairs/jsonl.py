@@ -145,14 +145,19 @@ def _check_header(header: Mapping[str, Any], where: str) -> None:
     for key, value in header.items():
         if key not in HEADER or not isinstance(value, HEADER[key]):
             raise UsageError(f"{where}: header key {key!r} is not one of {', '.join(HEADER)}, or has a wrong value")
-    if not all(name.isascii() and name.isdigit() for name in header.get("names", {})):
-        raise UsageError(f"{where}: header key 'names': expected token ids as keys")
+    names, source = header.get("names", {}), header.get("source", {})
+    if not all(token.isascii() and token.isdigit() and isinstance(name, str) for token, name in names.items()):
+        raise UsageError(f"{where}: header key 'names': expected token ids as keys and texts as values")
+    if header.get("padding", "right") not in ("left", "right"):
+        raise UsageError(f"{where}: header key 'padding': expected 'left' or 'right', got {header['padding']!r}")
+    if not all(isinstance(value, dict if key == "settings" else str) for key, value in source.items()):
+        raise UsageError(f"{where}: header key 'source': expected texts, and an object as settings")
 
 
 def _settings(written: Mapping[str, Any], dropped: int) -> dict[str, Any]:
     """What the file said of its origin, and how many pairs were left out."""
-    origin = written.get("settings", {}).get("origin", written) if written else {}
-    return {**({"origin": dict(origin)} if origin else {}), **({"dropped_unequal": dropped} if dropped else {})}
+    origin = written.get("settings", {}).get("origin", written)
+    return {**({"origin": origin} if origin else {}), **({"dropped_unequal": dropped} if dropped else {})}
 
 
 def _tokenizer(tokenizer: Any, d_vocab: int | None) -> TextTokenizer | None:

@@ -248,12 +248,19 @@ def test_the_source_names_the_file_by_its_content(tmp_path):
         ({"pairs": 1, "vocab": 3}, "header key 'vocab' is not one of pairs, d_vocab"),
         ({"pairs": 1, "d_vocab": "9"}, "header key 'd_vocab' is not one of .*, or has a wrong value"),
         ({"pairs": 1, "names": {"one": "x"}}, "header key 'names': expected token ids as keys"),
-        ({"pairs": 1, "padding": "middle"}, "padding='middle': expected 'left' or 'right'"),
+        ({"pairs": 1, "names": {"1": 2}}, "header key 'names': expected token ids as keys and texts as values"),
+        ({"pairs": 1, "source": {"settings": 3}}, "header key 'source': expected texts, and an object as settings"),
+        ({"pairs": 1, "padding": "middle"}, r"jsonl:1: header key 'padding': expected 'left' or 'right', got 'middle'"),
     ],
 )
 def test_a_bad_header_is_refused(tmp_path, header, message):
     with pytest.raises(UsageError, match=message):
         read(tmp_path, header, LINE)
+
+
+def test_padding_is_left_or_right_and_nothing_else(tmp_path):
+    with pytest.raises(UsageError, match="padding='middle': expected 'left' or 'right'"):
+        read(tmp_path, LINE, padding="middle")
 
 
 def test_a_header_without_pairs_is_an_empty_file(tmp_path):
