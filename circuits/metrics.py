@@ -92,7 +92,7 @@ class AnswerDiff:
     """
 
     right: Int[Tensor, "batch column choice"]
-    other: Int[Tensor, "batch column choice"]
+    other: Int[Tensor, "batch column wrong"]
     positions: Positions = "last"
 
     def of_logits(self, logits: Tensor, rows: Rows, base: Tensor) -> Float[Tensor, "row"]:
@@ -175,7 +175,7 @@ class ChoiceAccuracy:
     """
 
     right: Int[Tensor, "batch column choice"]
-    other: Int[Tensor, "batch column choice"]
+    other: Int[Tensor, "batch column wrong"]
     positions: Positions = "last"
 
     def of_logits(self, logits: Tensor, rows: Rows, base: Tensor) -> Float[Tensor, "row"]:
