@@ -1,4 +1,4 @@
-"""The commands `interp detect`, `interp report` and `interp demo`, with `interp patch` mounted beside them."""
+"""The commands `interp detect`, `interp report` and `interp demo`, with those of other files mounted beside them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from circuits.cli_heads import heads
 from circuits.patch_command.cli import patch
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ def demo(
         raise typer.Exit(1)
 
 
-COMMANDS = {"detect": detect, "patch": patch, "report": REPORT, "demo": demo}
+COMMANDS = {"detect": detect, "heads": heads, "patch": patch, "report": REPORT, "demo": demo}
 
 
 def _which(checkpoints: str) -> tuple[int | None, bool]:

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from circuits.detectors.base import Detection, Emergence, Interval
+from circuits.detectors.base import Detection, Emergence, HeadDetection, Interval
 from circuits.report.verify import VerifyResult
 from interp.schemas import Output, Part
 
@@ -111,10 +111,22 @@ class PatchOutput(Output):
     files: dict[str, str]
 
 
+class HeadsOutput(Output):
+    """`interp heads PATH --json`."""
+
+    kind: Literal["heads"] = "heads"
+    model: str = Field(description="name of the run, folder or file")
+    model_kind: str = Field(description="what was found on disk")
+    fingerprint: str
+    step: int | None
+    detections: list[HeadDetection] = Field(description="one for each head type")
+
+
 OUTPUTS: dict[str, type[Output]] = {
     "detect": DetectOutput,
     "report": ReportOutput,
     "verify": VerifyOutput,
     "demo": DemoOutput,
     "patch": PatchOutput,
+    "heads": HeadsOutput,
 }

@@ -29,10 +29,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from circuits.detectors._head_checks import Head, Setting, attended_token
-from circuits.detectors._head_probe import Probe
-from circuits.detectors._head_view import View
 from circuits.detectors.base import HeadCheck
+from circuits.heads.checks import Head, Setting, attended_token
+from circuits.heads.probe import Probe
+from circuits.heads.view import View
 
 RAISED = 1.0
 

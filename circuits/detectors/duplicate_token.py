@@ -26,11 +26,11 @@ and the check are ours.
 from jaxtyping import Float
 from torch import Tensor
 
-from circuits.detectors._head_attention import target_first, target_mass
-from circuits.detectors._head_checks import Head, Setting, without_repeat
-from circuits.detectors._head_probe import Probe
-from circuits.detectors._head_view import View
 from circuits.detectors.base import HeadCheck
+from circuits.heads.checks import Head, Setting, without_repeat
+from circuits.heads.probe import Probe
+from circuits.heads.targets import target_first, target_mass
+from circuits.heads.view import View
 
 
 class DuplicateToken:

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from circuits.detectors._head_probe import Vocabulary
-from circuits.heads import HeadOptions, detect_heads
+from circuits.heads.detect import HeadOptions, detect_heads
+from circuits.heads.probe import Vocabulary
 from interp.config import ModelConfig
 from interp.model import Transformer
 from interp.rng import generator

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circuits.detectors._head_checks import Head, Setting, interval, label
-from circuits.detectors._head_probe import Probe, Vocabulary, narrowed, pairs_probe, repeat_probe
-from circuits.detectors._head_scan import Scanned, p_values, scan, sign_maxima
-from circuits.detectors._head_twins import TwinPlan, layer_parameters, plan_twins, shape_of, twin_maxima
-from circuits.detectors._head_view import copying_score
 from circuits.detectors.base import HeadCheck, HeadDetection, HeadDetector, HeadNull, HeadScore
 from circuits.engine.runs import as_decoder
+from circuits.heads.checks import Head, Setting, interval, label
+from circuits.heads.probe import Probe, Vocabulary, narrowed, pairs_probe, repeat_probe
+from circuits.heads.scan import Scanned, p_values, scan, sign_maxima
+from circuits.heads.twins import TwinPlan, layer_parameters, plan_twins, shape_of, twin_maxima
+from circuits.heads.view import copying_score
 from interp.decoder import Decoder
 from interp.errors import UnknownName, UsageError
 from interp.pairs.base import Pairs

@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
-from circuits.detectors._head_probe import Probe
 from circuits.detectors.base import HeadCheck, Interval
 from circuits.engine.record import record
 from circuits.engine.runs import new_values
+from circuits.heads.probe import Probe
 from circuits.metrics import KL, LogProb, Metric
 from circuits.patch_sets import At, patch_sets
 from circuits.patching_reference import relative_move

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
-from circuits.detectors._head_probe import Probe
-from circuits.detectors._head_view import View, after, attention, readout
 from circuits.detectors.base import HeadDetector
+from circuits.heads.probe import Probe
+from circuits.heads.view import View, after, attention, readout
 from interp.decoder import MLP, Attention, Decoder, Layer, Norm, Rotary, Weights, normed
 from probes.null import GAINS, NullScan
 

@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
-from circuits.detectors._head_probe import Probe
-from circuits.detectors._head_view import View, views
 from circuits.detectors.base import HeadDetector
+from circuits.heads.probe import Probe
+from circuits.heads.view import View, views
 from interp.decoder import Decoder
 
 SIGN_DRAWS = 1999
@@ -30,7 +30,7 @@ class Scanned:
 
 @dataclass(frozen=True)
 class Scan:
-    """Everything measured in one pass over a model; `spent` and `attended` are those of `_head_checks.Setting`."""
+    """Everything measured in one pass over a model; `spent` and `attended` are those of `checks.Setting`."""
 
     found: dict[str, Scanned]
     spent: Float[Tensor, "layer head"]
