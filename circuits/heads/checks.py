@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
 from circuits.detectors.base import HeadCheck, Interval
+from circuits.engine.products import Precision
 from circuits.engine.record import record
 from circuits.engine.runs import new_values
 from circuits.heads.probe import Probe
@@ -39,11 +40,12 @@ class Setting:
     """What checks need.
 
     Attributes:
-        decoder: the whole model in float32.
+        decoder: the whole model.
         spent: attention of each head that is neither on the first place nor on the query's own.
         attended: per head and prompt the most attended of the keys that count, at each of the probe's queries.
         flagged: heads of this type by the statistic; no control is one of them.
         typed: heads of any type by the statistic; they are controls only where a layer has no others.
+        precision: of the patches.
     """
 
     decoder: Decoder
@@ -53,6 +55,7 @@ class Setting:
     flagged: frozenset[Head]
     typed: frozenset[Head]
     stream: Generator
+    precision: Precision = "fp32"
 
     def controls(self, head: Head) -> tuple[list[Head], str]:
         """Up to three heads of the same layer that spend as much attention; none where all of them are flagged.
@@ -202,7 +205,7 @@ def patched(
 ) -> Ran:
     """One branch per head, by the exact engine."""
     sets = [[At("z", layer, head, place) for place in places] for layer, head in heads]
-    result = patch_sets(setting.decoder, sets, metric=metric, **options)
+    result = patch_sets(setting.decoder, sets, metric=metric, precision=setting.precision, **options)
     source = new_values(result.runs, lambda run: run.z)
     where = slice(None) if places[0] is None else list(places)
     moved = {}

@@ -14,8 +14,8 @@ from circuits.heads.view import View, after, attention, readout
 from interp.decoder import MLP, Attention, Decoder, Layer, Norm, Rotary, Weights, normed
 from probes.null import GAINS, NullScan
 
-CHEAP, DEAR = 5e8, 1e10  # operations of one twin's forward
-SHARED = 5  # twins that share all but their own attention layers, where a forward is dear
+CHEAP = 5e8  # operations of one twin's forward up to which 400 are made
+SHARED = ((5e11, 10), (1e10, 5))  # above so many operations, so many twins share all but their attention layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,9 +27,10 @@ class TwinPlan:
 
 
 def plan_twins(decoder: Decoder, probe: Probe, n: int | None) -> TwinPlan:
-    """400 twins where they are cheap, else 100, and groups of 5 where a forward is dear; `n` overrides the number."""
+    """400 twins where they are cheap, else 100, in groups where a forward is dear; `n` overrides the number."""
     flops = 2 * probe.tokens.numel() * layer_parameters(decoder)
-    return TwinPlan(n or (400 if flops <= CHEAP else 100), 1 if flops <= DEAR else SHARED)
+    sharing = next((size for bar, size in SHARED if flops > bar), 1)
+    return TwinPlan(n or (400 if flops <= CHEAP else 100), sharing)
 
 
 def layer_parameters(decoder: Decoder) -> int:

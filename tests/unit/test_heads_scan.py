@@ -114,8 +114,9 @@ def test_twins_share_streams_only_where_a_forward_is_dear():
     probe = repeat_probe(decoder, Vocabulary(), 4, None, generator(0, "probe"))
     assert plan_twins(decoder, probe, None) == TwinPlan(400, 1)
     assert plan_twins(decoder, probe, 150) == TwinPlan(150, 1)
-    many = dataclasses.replace(probe, tokens=probe.tokens.repeat(10**6, 1))
-    assert plan_twins(decoder, many, None) == TwinPlan(100, 5)
+    for copies, sharing in ((10**5, 1), (10**6, 5), (10**8, 10)):
+        many = dataclasses.replace(probe, tokens=probe.tokens[:1, :1].expand(copies, 9))
+        assert plan_twins(decoder, many, None) == TwinPlan(100, sharing)
 
 
 def test_an_unknown_head_type_comes_with_the_nearest_known_one():
