@@ -85,8 +85,9 @@ class Setting:
         places = metric.positions[0]
         found = []
         for tokens in (self.probe.clean, self.probe.broken):
-            rows = record(self.decoder, tokens).final[:, places]
-            found.append(self.decoder.logits(rows).log_softmax(-1).gather(-1, metric.target[..., None]).mean((1, 2)))
+            rows = record(self.decoder, tokens.to(self.decoder.W_E.device)).final[:, places]
+            logs = self.decoder.logits(rows).log_softmax(-1).cpu()
+            found.append(logs.gather(-1, metric.target[..., None]).mean((1, 2)))
         return mean(self.probe.by_unit(found[0] - found[1]), self.stream).low > 0
 
 
@@ -205,6 +206,8 @@ def patched(
 ) -> Ran:
     """One branch per head, by the exact engine."""
     sets = [[At("z", layer, head, place) for place in places] for layer, head in heads]
+    device = setting.decoder.W_E.device
+    options = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in options.items()}
     result = patch_sets(setting.decoder, sets, metric=metric, precision=setting.precision, **options)
     source = new_values(result.runs, lambda run: run.z)
     where = slice(None) if places[0] is None else list(places)

@@ -45,7 +45,7 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Probe:
-    """Sequences that a scan runs on.
+    """Sequences that a scan runs on; all of it stays on the CPU and is moved to the model where it is used.
 
     Attributes:
         tokens: the sequences of `clean`, then those of `broken`.
@@ -88,7 +88,7 @@ class Probe:
 
     def by_unit(self, values: Float[Tensor, "prompt *rest"]) -> Float[Tensor, "unit *rest"]:
         """Means over the prompts of each unit."""
-        _, index = self.unit.unique(return_inverse=True)
+        _, index = self.unit.to(values.device).unique(return_inverse=True)
         total = values.new_zeros(self.n_units, *values.shape[1:]).index_add(0, index, values)
         count = torch.bincount(index).to(values)
         return total / count.view(-1, *[1] * (values.dim() - 1))

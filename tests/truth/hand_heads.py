@@ -89,6 +89,14 @@ def copy_head(seed: int = 0) -> Decoder:
     return hand.decoder()
 
 
+def fixed_offset(places: int, seed: int = 0) -> Decoder:
+    """L1.H2 looks a fixed number of places back and predicts the token there, whatever the tokens are."""
+    hand = Hand(seed)
+    hand.look(1, 2, POS[places:], POS[:-places])
+    hand.move(1, 2, TOK, OUT)
+    return hand.decoder()
+
+
 def without(decoder: Decoder, layer: int, head: int, matrix: str) -> Decoder:
     """The decoder with one matrix of one head set to zero."""
     attn = decoder.layers[layer].attn
