@@ -1,0 +1,242 @@
+"""Circuits that a found one has to beat: random paths of the same kinds of edges, shifted, by attention, complement."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from circuits.graph import EdgeGraph
+from circuits.live import connected
+from circuits.masked import MaskedRuns
+from circuits.pruning import read_positions
+
+Mask = Bool[Tensor, "sender receiver *place"]
+TRIES = 60  # paths drawn in a row that do not fit before a random circuit is left as it is
+
+
+@dataclass(frozen=True)
+class Control:
+    """One kind of control.
+
+    Attributes:
+        matched: share of the found circuit's edges that have a counterpart of the same type, mean over the circuits.
+        headline: whether a claim may rest on it.
+    """
+
+    name: str
+    what: str
+    circuits: tuple[Mask, ...]
+    matched: float | None = None
+    headline: bool = False
+
+
+def layer_of(name: str) -> int:
+    """Layer of a sender or receiver; -1 for the embedding, a large number for the logits."""
+    return {"embed": -1, "logits": 10**6}.get(name, -2) if name in ("embed", "logits") else int(name[1:].split(".")[0])
+
+
+def types_of(graph: EdgeGraph, places: list[tuple[int, ...]]) -> list[tuple]:
+    """What is matched of each edge: kind and layer of its sender, slot and layer of its receiver, query minus key."""
+    kinds = {"e": "embed", "L": "head", "M": "mlp"}
+    found = []
+    for sender, receiver, *place in places:
+        source, target = graph.senders[sender], graph.receivers[receiver]
+        slot = target[-1] if target[-2:] in (".q", ".k", ".v") else target[0]
+        offset = place[1] - place[0] if place else 0
+        found.append((kinds[source[0]], layer_of(source), slot, layer_of(target), offset))
+    return found
+
+
+class Paths:
+    """Draws random input-to-output paths among the live edges."""
+
+    def __init__(self, graph: EdgeGraph, live: Mask, generator: torch.Generator):
+        self.generator = generator
+        self.places = [tuple(place) for place in live.nonzero().tolist()]
+        self.type_of = dict(zip(self.places, types_of(graph, self.places), strict=True))
+        self.of_type: dict[tuple, list] = {}
+        self.into: dict[tuple, list] = {}  # (node, position) -> edges that it reads
+        self.out_of: dict[tuple, list] = {}
+        self.node = {i: _node(name) for i, name in enumerate(graph.receivers)}
+        self.owner = _owners(graph)
+        for place in self.places:
+            self.of_type.setdefault(self.type_of[place], []).append(place)
+            self.out_of.setdefault((place[0], place[2] if len(place) > 2 else 0), []).append(place)
+            for sender in self.owner[place[1]]:
+                self.into.setdefault((sender, place[3] if len(place) > 2 else 0), []).append(place)
+
+    def pick(self, options: list, wanted: Counter, have: set):
+        """One of several edges: one that is there already or still wanted where possible."""
+        good = [one for one in options if one in have or wanted[self.type_of[one]] > 0]
+        options = good or options
+        return options[int(torch.randint(len(options), (1,), generator=self.generator))]
+
+    def through(self, edge: tuple, wanted: Counter, have: set) -> list[tuple] | None:
+        """A path from the embedding to the metric over one edge; None at a dead end."""
+        path, place = [edge], edge
+        while place[0] != 0:
+            options = self.into.get((place[0], place[2] if len(place) > 2 else 0))
+            if not options:
+                return None
+            place = self.pick(options, wanted, have)
+            path.append(place)
+        place = edge
+        while self.owner[place[1]]:
+            at = place[3] if len(place) > 2 else 0
+            options = [one for sender in self.owner[place[1]] for one in self.out_of.get((sender, at), ())]
+            if not options:
+                return None
+            place = self.pick(options, wanted, have)
+            path.append(place)
+        return path
+
+
+def _node(receiver: str) -> str:
+    return receiver.rsplit(".", 1)[0] if receiver[-2:] in (".q", ".k", ".v") else receiver
+
+
+def _owners(graph: EdgeGraph) -> dict[int, list[int]]:
+    """Senders that each receiver feeds: its head, all heads of its group, its MLP; none for the logits."""
+    found: dict[int, list[int]] = {}
+    for index, receiver in enumerate(graph.receivers):
+        node = _node(receiver)
+        if ".KV" in node:
+            layer, group = node.split(".KV")
+            heads = [i for i, name in enumerate(graph.senders) if name.startswith(f"{layer}.H")]
+            shared = sum(name.startswith(f"{layer}.KV") and name.endswith(".k") for name in graph.receivers)
+            size = len(heads) // shared
+            found[index] = heads[int(group) * size : (int(group) + 1) * size]
+        else:
+            found[index] = [graph.senders.index(node)] if node in graph.senders else []
+    return found
+
+
+def random_paths(runs: MaskedRuns, live: Mask, found: Mask, n: int, generator: torch.Generator) -> Control:
+    """n random unions of input-to-output paths with as many live edges of each type as the found circuit.
+
+    Types are kind and layer of the sender, slot and layer of the receiver and, by position, query minus key. Paths are
+    drawn through edges of types that still lack some; one that would bring too many of all is drawn again.
+    """
+    paths, size = Paths(runs.graph, live, generator), int(found.sum())
+    target = Counter(paths.type_of[tuple(place)] for place in (found & live).nonzero().tolist())
+    circuits, matched = [], []
+    for _ in range(n):
+        have = _union(paths, target, size)
+        kept = torch.zeros_like(live)
+        for place in have:
+            kept[place] = True
+        kept = connected(runs.decoder, runs.graph, kept, read_positions(runs))
+        circuits.append(kept)
+        got = Counter(paths.type_of[tuple(place)] for place in kept.nonzero().tolist())
+        matched.append(sum((got & target).values()) / max(1, size))
+    what = "random unions of live paths, matched by sender kind, reader slot, layers and offset"
+    return Control("random paths", what, tuple(circuits), sum(matched) / n if n else None, headline=True)
+
+
+def _union(paths: Paths, target: Counter, size: int) -> set:
+    have: set = set()
+    wanted, tries = Counter(target), 0
+    while len(have) < size and tries < TRIES:
+        lacking = [kind for kind, count in wanted.items() if count > 0]
+        if not lacking:
+            break
+        weights = torch.tensor([float(wanted[kind]) for kind in lacking])
+        kind = lacking[int(torch.multinomial(weights, 1, generator=paths.generator))]
+        fresh = [one for one in paths.of_type[kind] if one not in have]
+        path = paths.through(paths.pick(fresh, wanted, have), wanted, have) if fresh else None
+        new = set(path) - have if path else set()
+        excess = sum(max(0, count - max(0, wanted[k])) for k, count in Counter(paths.type_of[p] for p in new).items())
+        if not new or len(have) + len(new) > size or (excess and tries < TRIES // 2):
+            tries += 1
+            continue
+        tries = 0
+        have |= new
+        for place in new:
+            wanted[paths.type_of[place]] -= 1
+    return have
+
+
+def shifted(live: Mask, found: Mask, by: int = 1) -> tuple[Mask, int]:
+    """The circuit moved by some positions, within the live edges, and how many edges fell off."""
+    moved = torch.zeros_like(found)
+    n = found.shape[-1]
+    if by > 0:
+        moved[..., by:, by:] = found[..., : n - by, : n - by]
+    else:
+        moved[..., :by, :by] = found[..., -by:, -by:]
+    moved &= live
+    return moved, int(found.sum() - moved.sum())
+
+
+def attention_top(runs: MaskedRuns, live: Mask, size: int, mass: Float[Tensor, "layer head q_pos k_pos"]) -> Mask:
+    """As many live edges as asked for, of the heads (by position: at the key and query) with the most attention.
+
+    An edge into or out of a head has the head's largest attention; edges between MLPs, embedding and logits come last.
+    """
+    graph, score = runs.graph, torch.zeros(live.shape)
+    by_position = live.dim() == 4
+    strength = mass.amax((-2, -1))  # [layer head]
+    for index, name in enumerate(graph.senders):
+        if name[0] == "L":
+            layer, head = (int(part) for part in name[1:].split(".H"))
+            at = mass[layer, head].amax(-1)[None, :, None] if by_position else strength[layer, head]
+            score[index] = torch.maximum(score[index], torch.as_tensor(at).expand(score[index].shape))
+    for index, name in enumerate(graph.receivers):
+        if name[-2:] not in (".q", ".k", ".v"):
+            continue
+        layer = layer_of(name)
+        group = int(_node(name).split("H")[-1]) if ".H" in name else int(_node(name).split("KV")[-1])
+        heads = [group] if ".H" in name else _group(runs, layer, group)
+        own = mass[layer, heads].amax(0)  # [q_pos k_pos]
+        if not by_position:
+            score[:, index] = torch.maximum(score[:, index], own.max())
+        elif name.endswith(".q"):
+            score[:, index] = torch.maximum(score[:, index], own.amax(-1).diag())
+        else:
+            score[:, index] = torch.maximum(score[:, index], own.T)
+    order = score.masked_fill(~live, -1).flatten().argsort(descending=True, stable=True)[:size]
+    kept = torch.zeros(live.numel(), dtype=torch.bool)
+    kept[order] = True
+    return kept.view(live.shape) & live
+
+
+def _group(runs: MaskedRuns, layer: int, group: int) -> list[int]:
+    size = runs.decoder.layers[layer].attn.group
+    return list(range(group * size, (group + 1) * size))
+
+
+def uniform(live: Mask, size: int, n: int, generator: torch.Generator) -> tuple[Mask, ...]:
+    """n draws of as many live edges, whatever they connect."""
+    places = live.flatten().nonzero()[:, 0]
+    found = []
+    for _ in range(n):
+        kept = torch.zeros(live.numel(), dtype=torch.bool)
+        kept[places[torch.randperm(len(places), generator=generator)[:size]]] = True
+        found.append(kept.view(live.shape))
+    return tuple(found)
+
+
+def control_sets(
+    runs: MaskedRuns,
+    live: Mask,
+    found: Mask,
+    n: int,
+    generator: torch.Generator,
+    mass: Float[Tensor, "layer head q_pos k_pos"],
+) -> list[Control]:
+    """All controls of a found circuit; the claim rests on the random paths alone."""
+    size = int(found.sum())
+    controls = [random_paths(runs, live, found, n, generator)] if n else []
+    if live.dim() == 4:
+        one, gone = shifted(live, found)
+        back, lost = shifted(live, found, -1)
+        what = f"the circuit one position later or earlier; {gone} and {lost} edges fall off"
+        controls.append(Control("shifted", what, (one, back)))
+    controls.append(Control("attention", "heads with the most attention", (attention_top(runs, live, size, mass),)))
+    controls.append(Control("complement", "all live edges but the circuit's: low if it is needed", (live & ~found,)))
+    if n:
+        what = "random live edges, most of them on no path"
+        controls.append(Control("uniform", what, uniform(live, size, n, generator)))
+    return controls
