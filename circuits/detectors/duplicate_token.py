@@ -44,7 +44,8 @@ class DuplicateToken:
     needs_all = True
 
     def _target(self, probe: Probe) -> tuple[Tensor, Tensor]:
-        return probe.second, probe.second - probe.block
+        queries = probe.second[1 - probe.start :]  # a target on the first place would be where heads rest
+        return queries, queries - probe.block
 
     def scores(self, view: View, probe: Probe) -> Float[Tensor, "prompt head"]:
         """Mass on the earlier occurrence."""
