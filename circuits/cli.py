@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from circuits.cli_circuit import circuit
 from circuits.cli_heads import heads
 from circuits.patch_command.cli import patch
 
@@ -145,7 +146,7 @@ def demo(
         raise typer.Exit(1)
 
 
-COMMANDS = {"detect": detect, "heads": heads, "patch": patch, "report": REPORT, "demo": demo}
+COMMANDS = {"detect": detect, "circuit": circuit, "heads": heads, "patch": patch, "report": REPORT, "demo": demo}
 
 
 def _which(checkpoints: str) -> tuple[int | None, bool]:

@@ -34,28 +34,49 @@ class Control:
 
 def layer_of(name: str) -> int:
     """Layer of a sender or receiver; -1 for the embedding, a large number for the logits."""
-    return {"embed": -1, "logits": 10**6}.get(name, -2) if name in ("embed", "logits") else int(name[1:].split(".")[0])
+    outside = {"embed": -1, "logits": 10**6}
+    return outside[name] if name in outside else int(name[1:].split(".")[0])
 
 
-def types_of(graph: EdgeGraph, places: list[tuple[int, ...]]) -> list[tuple]:
-    """What is matched of each edge: kind and layer of its sender, slot and layer of its receiver, query minus key."""
+LEVELS = {
+    "sender kind, reader slot, both layers and offset": (0, 1, 2, 3, 4),
+    "sender kind, reader slot and offset": (0, 2, 4),
+    "number and offset alone": (4,),
+}
+SPARE = 0.5  # share of the found circuit's edges that need an alternative of the same type, else types are coarser
+
+
+def types_of(graph: EdgeGraph, places: list[tuple[int, ...]], parts: tuple[int, ...]) -> list[tuple]:
+    """What is matched of each edge: some of sender's kind and layer, reader's slot and layer, query minus key."""
     kinds = {"e": "embed", "L": "head", "M": "mlp"}
     found = []
     for sender, receiver, *place in places:
         source, target = graph.senders[sender], graph.receivers[receiver]
         slot = target[-1] if target[-2:] in (".q", ".k", ".v") else target[0]
         offset = place[1] - place[0] if place else 0
-        found.append((kinds[source[0]], layer_of(source), slot, layer_of(target), offset))
+        whole = (kinds[source[0]], layer_of(source), slot, layer_of(target), offset)
+        found.append(tuple(whole[part] for part in parts))
     return found
+
+
+def finest_level(graph: EdgeGraph, live: Mask, found: Mask) -> str:
+    """The finest matching that leaves a choice: in a small graph an edge may be the only one of its type."""
+    every, kept = ([tuple(place) for place in mask.nonzero().tolist()] for mask in (live, found & live))
+    for name, parts in LEVELS.items():
+        there, taken = (Counter(types_of(graph, places, parts)) for places in (every, kept))
+        spare = sum(count for kind, count in taken.items() if there[kind] > count)
+        if spare >= SPARE * max(1, len(kept)):
+            return name
+    return name
 
 
 class Paths:
     """Draws random input-to-output paths among the live edges."""
 
-    def __init__(self, graph: EdgeGraph, live: Mask, generator: torch.Generator):
+    def __init__(self, graph: EdgeGraph, live: Mask, generator: torch.Generator, parts: tuple[int, ...]):
         self.generator = generator
         self.places = [tuple(place) for place in live.nonzero().tolist()]
-        self.type_of = dict(zip(self.places, types_of(graph, self.places), strict=True))
+        self.type_of = dict(zip(self.places, types_of(graph, self.places, parts), strict=True))
         self.of_type: dict[tuple, list] = {}
         self.into: dict[tuple, list] = {}  # (node, position) -> edges that it reads
         self.out_of: dict[tuple, list] = {}
@@ -116,10 +137,12 @@ def _owners(graph: EdgeGraph) -> dict[int, list[int]]:
 def random_paths(runs: MaskedRuns, live: Mask, found: Mask, n: int, generator: torch.Generator) -> Control:
     """n random unions of input-to-output paths with as many live edges of each type as the found circuit.
 
-    Types are kind and layer of the sender, slot and layer of the receiver and, by position, query minus key. Paths are
-    drawn through edges of types that still lack some; one that would bring too many of all is drawn again.
+    Types are kind and layer of the sender, slot and layer of the receiver and, by position, query minus key; coarser
+    where an edge of the circuit is mostly the only one of its type. Paths are drawn through edges of types that still
+    lack some; one that would bring too many of all is drawn again.
     """
-    paths, size = Paths(runs.graph, live, generator), int(found.sum())
+    level = finest_level(runs.graph, live, found)
+    paths, size = Paths(runs.graph, live, generator, LEVELS[level]), int(found.sum())
     target = Counter(paths.type_of[tuple(place)] for place in (found & live).nonzero().tolist())
     circuits, matched = [], []
     for _ in range(n):
@@ -131,7 +154,7 @@ def random_paths(runs: MaskedRuns, live: Mask, found: Mask, n: int, generator: t
         circuits.append(kept)
         got = Counter(paths.type_of[tuple(place)] for place in kept.nonzero().tolist())
         matched.append(sum((got & target).values()) / max(1, size))
-    what = "random unions of live paths, matched by sender kind, reader slot, layers and offset"
+    what = f"random unions of live paths, matched by {level}"
     return Control("random paths", what, tuple(circuits), sum(matched) / n if n else None, headline=True)
 
 

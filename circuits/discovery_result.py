@@ -103,6 +103,9 @@ class DiscoveryFile(Frozen):
     pairs: list[PairEffect] = Field(default_factory=list)
     roles: list[Role] = Field(default_factory=list)
     stability: Stability | None = None
+    split_half: float | None = Field(
+        None, description="Jaccard overlap of circuits searched on two halves of the prompts: what chance alone changes"
+    )
     settings: Settings
     notes: list[str] = Field(default_factory=list)
     limits: list[str] = Field(default_factory=list)

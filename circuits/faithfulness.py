@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -104,8 +105,7 @@ def sizes_for(n_live: int) -> list[int]:
 
 def area(values: Sequence[float], at: Sequence[float]) -> float:
     """Trapezoid rule."""
-    pairs = list(zip(at, values, strict=True))
-    return sum((x1 - x0) * (y0 + y1) / 2 for (x0, y0), (x1, y1) in zip(pairs, pairs[1:], strict=False))
+    return sum((x1 - x0) * (y0 + y1) / 2 for (x0, y0), (x1, y1) in pairwise(zip(at, values, strict=True)))
 
 
 def cpr(shares: Sequence[float], fractions: Sequence[float] = FRACTIONS) -> float:

@@ -29,6 +29,7 @@ class Settings(Frozen):
     top_k: int = Field(200, ge=0, description="edges scored exactly after a screening by gradients")
     controls: int = Field(100, ge=0, description="matched random circuits")
     reruns: int = Field(5, ge=0, description="whole searches on resampled prompts, for stability")
+    halves: bool = Field(False, description="search on two halves of the prompts too, to see what chance changes")
     removals: int = Field(400, ge=0, description="circuits run at most while removing edges")
     seed: int = Field(0, ge=0)
 
@@ -39,7 +40,7 @@ class Found:
 
     Attributes:
         kept: the circuit; all False where nothing kept the target share.
-        scores: final ranking of all edges: kept ones first, then by the largest of their normalised scores.
+        scores: final ranking of all edges: kept ones first, then by the mean of their normalised scores.
         rankings: what each method gave.
         chosen: ranking that led to the smallest circuit.
         interactions: pair effects and roles, of a position-free graph.
@@ -194,11 +195,9 @@ def _interactions(course: _Course, scores: Tensor) -> Interactions | None:
 
 
 def _final(course: _Course, kept: Tensor, seen: Interactions | None) -> Tensor:
-    """One ranking of all edges: the largest of the normalised scores, kept edges in front."""
-    rankings = [one.scores for name, one in course.rankings.items() if name != "average"]
-    total = torch.zeros_like(rankings[0])
-    for scores in rankings:
-        total = larger(total, normalised(scores))
+    """One ranking: mean of the normalised scores, stand-ins at least by theirs, kept edges in front."""
+    rankings = [normalised(one.scores) for name, one in course.rankings.items() if name != "average"]
+    total = torch.stack(rankings).mean(0)
     if seen is not None:
         total = larger(total, normalised(seen.conditional).to(total))
     sign = torch.where(total < 0, -1.0, 1.0)

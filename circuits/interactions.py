@@ -23,9 +23,7 @@ class PairEffect(Frozen):
     first: str
     second: str
     together: float
-    interaction: float = Field(
-        description="0: additive; above: stand-ins; below: they need each other"
-    )
+    interaction: float = Field(description="0: additive; above: stand-ins; below: they need each other")
     low: float
     high: float
 

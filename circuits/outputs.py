@@ -5,7 +5,9 @@ from typing import Literal
 from pydantic import Field
 
 from circuits.detectors.base import Detection, Emergence, HeadDetection, Interval
+from circuits.discovery_result import DiscoveryFile
 from circuits.report.verify import VerifyResult
+from circuits.trajectory import Trajectory
 from interp.schemas import Output, Part
 
 
@@ -16,6 +18,16 @@ class DetectOutput(Output):
     run: str
     detection: Detection
     emergence: Emergence | None
+
+
+class CircuitOutput(Output):
+    """`interp circuit MODEL --json`; with --checkpoints all the newest checkpoint's discovery and the trajectory."""
+
+    kind: Literal["circuit"] = "circuit"
+    model: str
+    step: int | None
+    discovery: DiscoveryFile
+    trajectory: Trajectory | None
 
 
 class ReportOutput(Output):

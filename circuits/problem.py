@@ -61,7 +61,16 @@ class Problem:
     @property
     def columns(self) -> tuple[str, ...]:
         """A label for every position; empty without positions."""
-        return tuple(self.pairs.position_labels().labels) if self.by_position else ()
+        return tuple(self.pairs.position_labels().names) if self.by_position else ()
+
+    def half(self, which: int) -> "Problem":
+        """The same problem with every second unit of "score" and "choose": halves 0 and 1 share no sequence."""
+        parts = []
+        for name in ("score", "choose"):
+            pairs = self.pairs.of_part(name)
+            index = pairs.unit.unique(return_inverse=True)[1]
+            parts.append(pairs.subset(index % 2 == which))
+        return self._with_parts(*parts)
 
     def resampled(self, generator: torch.Generator) -> "Problem":
         """The same problem with the units of "score" and "choose" drawn again, with replacement within each part."""
@@ -72,8 +81,12 @@ class Problem:
             drawn = units[torch.randint(len(units), (len(units),), generator=generator)]
             index = torch.cat([(pairs.unit == unit).nonzero()[:, 0] for unit in drawn])
             parts.append(pairs.subset(index))
+        return self._with_parts(*parts)
+
+    def _with_parts(self, score: Pairs, choose: Pairs) -> "Problem":
+        """Other prompts to search with; live edges and held-out prompts stay."""
         other = Problem(self.decoder, self.pairs, self.ablation, self.by_position, self.max_bytes)
-        again = {name: Part(other, pairs) for name, pairs in zip(("score", "choose"), parts, strict=True)}
+        again = {"score": Part(other, score), "choose": Part(other, choose)}
         other.__dict__["parts"] = again | {"evaluate": self.parts["evaluate"]}
         other.__dict__["live"] = self.live
         return other

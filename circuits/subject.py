@@ -100,10 +100,10 @@ def of_path(
             f"{path}: a model that is no run of ours needs prompt pairs: --pairs FILE.jsonl (or a MIB .csv)"
         )
     opened = open_model(path, step=step)
-    tokenizer = None if opened.tokenizer_path is None else load_tokenizer(opened)
     d_vocab = len(opened.decoder.W_E)
-    if tokenizer is not None:
-        fits(tokenizer, d_vocab)
+    tokenizer = None
+    if opened.tokenizer_path is not None:
+        tokenizer = fits(load_tokenizer(opened.tokenizer_path), d_vocab)
     if pairs_file.suffix.lower() == ".csv":
         if tokenizer is None:
             raise UsageError(f"{pairs_file}: text needs a tokenizer, and {path} holds no tokenizer.json")

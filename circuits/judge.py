@@ -1,0 +1,130 @@
+"""How good a found circuit is, on held-out prompts: faithfulness, curve, controls of the same size, tests."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from circuits.circuit_tests import completeness, equivalence, independence, minimality
+from circuits.controls import Control, control_sets
+from circuits.discovery_result import ControlSummary, CurvePoint, Faithfulness, TestSummary
+from circuits.faithfulness import (
+    Curve,
+    curve,
+    mib_areas,
+    optimal_frontier,
+    retained,
+    share_kept,
+    sizes_for,
+)
+from circuits.find import Found, Settings
+from circuits.metrics import KL
+from circuits.problem import Part, Problem
+from circuits.search.base import Tell
+from interp.decoder import attend, normed, qkv
+from interp.errors import UsageError
+from interp.rng import generator
+
+HEAVY_BYTES = 2**26  # of one circuit's run; above it curves take fewer points
+FEW = (0.001, 0.01, 0.05, 0.1, 0.2, 0.5, 1.0)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What `judged` gives."""
+
+    faithfulness: Faithfulness
+    controls: tuple[ControlSummary, ...]
+    tests: tuple[TestSummary, ...]
+
+
+def judged(problem: Problem, found: Found, settings: Settings, tell: Tell, n_edges: int) -> Judgement:
+    """Faithfulness, controls and tests of a found circuit on the part "evaluate"."""
+    part = problem.parts["evaluate"]
+    stream = generator(settings.seed, "judge")
+    values = part.runs.values(torch.stack((found.kept, problem.live & ~found.kept)))
+    tell("faithfulness", 1, 3)
+    faithfulness = _faithfulness(problem, part, found, values[0], n_edges, stream)
+    tell("faithfulness", 2, 3)
+    controls = control_sets(part.runs, problem.live, found.kept, settings.controls, stream, attention_mass(part))
+    summaries = tuple(_summary(part, control, faithfulness.retained.value, tell) for control in controls)
+    random = controls[0].circuits if settings.controls else ()
+    tests = (
+        equivalence(part, values[0]),
+        independence(part, values[1], stream),
+        minimality(part.runs, found.kept, random[:60], stream),
+        completeness(part.runs, problem.live, found.kept, stream),
+    )
+    tell("faithfulness", 3, 3)
+    return Judgement(faithfulness, summaries, tests)
+
+
+def _faithfulness(
+    problem: Problem, part: Part, found: Found, values: Tensor, n_edges: int, stream: torch.Generator
+) -> Faithfulness:
+    runs, n_live = part.runs, int(problem.live.sum())
+    kept = retained(values, runs.clean, runs.ablated, part.pairs.unit, stream)
+    if kept is None:
+        raise UsageError("pairs: on the held-out prompts the metric may not differ between clean and ablated run")
+    heavy = runs.bytes_each(problem.by_position) > HEAVY_BYTES
+    sizes = sorted({max(1, round(share * n_live)) for share in FEW}) if heavy else sizes_for(n_live)
+    found_curve = curve(runs, found.scores, problem.live, sizes)
+    areas = mib_areas(runs, found.scores, problem.live, n_edges)
+    best = optimal_frontier(runs, problem.live)
+    both = torch.stack((problem.live, found.kept))
+    kl = runs.values(both, KL(runs.metric.positions)).mean(1)
+    accuracy = runs.values(both, part.accuracy).mean(1)
+    return Faithfulness(
+        retained=kept,
+        metric_model=float(runs.clean.mean()),
+        metric_circuit=float(values.mean()),
+        metric_ablated=float(runs.ablated.mean()),
+        kl=float(kl[1]),
+        accuracy_model=float(accuracy[0]),
+        accuracy_circuit=float(accuracy[1]),
+        cmd=areas.cmd,
+        cpr=areas.cpr,
+        log_area=areas.log_area,
+        curve=_points(found_curve),
+        optimal=[] if best is None else _points(best),
+    )
+
+
+def _points(found: Curve) -> list[CurvePoint]:
+    rows = zip(found.size, found.kept, found.share, strict=True)
+    return [CurvePoint(size=size, kept=kept, faithfulness=share) for size, kept, share in rows]
+
+
+def _summary(part: Part, control: Control, share: float, tell: Tell) -> ControlSummary:
+    """The share that each circuit of a control keeps."""
+    runs, n = part.runs, len(control.circuits)
+    values = runs.values(torch.stack(control.circuits), progress=lambda done, of: tell(control.name, done, of))
+    shares = share_kept(values, runs.clean, runs.ablated)
+    p = (1 + int((shares >= share).sum())) / (1 + n) if n > 1 and control.name in ("random paths", "uniform") else None
+    return ControlSummary(
+        name=control.name,
+        what=control.what,
+        n=n,
+        mean=float(shares.mean()),
+        largest=float(shares.max()),
+        matched=control.matched,
+        p_value=p,
+        headline=control.headline,
+    )
+
+
+@torch.no_grad()
+def attention_mass(part: Part) -> Float[Tensor, "layer head q_pos k_pos"]:
+    """Mean attention over the clean prompts."""
+    decoder, runs = part.problem.decoder, part.runs
+    x, found = decoder.embed(runs.prompts.base), []
+    for layer in decoder.layers:
+        y = normed(layer.ln1, x)
+        z, pattern = attend(layer.attn, *qkv(layer, y))
+        found.append(pattern.mean(0))
+        out = z.flatten(-2) @ layer.attn.W_O.flatten(0, 1)
+        out = out if layer.attn.b_O is None else out + layer.attn.b_O
+        mid = (y if layer.adds_to_normed else x) + out
+        x = mid if layer.mlp is None else mid + layer.mlp(normed(layer.ln2, x if layer.parallel else mid))
+    return torch.stack(found)
