@@ -103,17 +103,17 @@ def minimality(runs: MaskedRuns, kept: Mask, randoms: tuple[Mask, ...], generato
             reading="not tested: no random path adds an edge",
         )
     shares = [share_kept(runs.values(torch.stack(some)), runs.clean, runs.ablated) for some in (inflated, without)]
-    random = (shares[1] - shares[0]).abs()
-    quantile = float(random.quantile(1 - LEVEL))
+    chance = (shares[1] - shares[0]).abs()
+    quantile = float(chance.quantile(1 - LEVEL))
     above = float((effects > quantile).float().mean())
-    p = min(1.0, len(effects) * (1 + int((random >= effects[0]).sum())) / (1 + len(random)))
+    p = min(1.0, len(effects) * (1 + int((chance >= effects[0]).sum())) / (1 + len(chance)))
     return TestSummary(
         name="minimality",
         hypothesis="kept edges matter no more than random ones",
         statistic=above,
         p_value=p,
         n=len(effects),
-        reading=f"{above:.0%} of the {len(effects)} weakest kept edges exceed 95 % of {len(random)} random ones",
+        reading=f"{above:.0%} of the {len(effects)} weakest kept edges exceed 95 % of {len(chance)} random ones",
     )
 
 

@@ -93,10 +93,8 @@ def _run_named(model: str, store: Path) -> "Run | None":
 def _of_run(run: "Run", request: "Request", checkpoints: str, workers: int, tell, as_json: bool) -> None:
     """One checkpoint, or all of them with what changed."""
     from circuits.circuit_text import show_discovery, show_trajectory
-    from circuits.find import Settings
     from circuits.outputs import CircuitOutput
-    from circuits.through_training import discover_all, discover_at, light, request_for
-    from circuits.trajectory import trajectory
+    from circuits.through_training import discover_at, follow, request_for
     from interp.console import print_json
     from interp.errors import UnknownName
 
@@ -112,11 +110,7 @@ def _of_run(run: "Run", request: "Request", checkpoints: str, workers: int, tell
         output = CircuitOutput(model=run.name, step=steps[0], discovery=found, trajectory=None)
         print_json(output) if as_json else show_discovery(output)
         return
-    settings = light(Settings(**request.settings)).model_dump()
-    requests = [request_for(run, step, request) for step in steps]
-    requests = [type(one)(**{**vars(one), "settings": settings}) for one in requests]
-    found = discover_all(run, requests, workers, lambda done, of: tell("checkpoints", done, of))
-    story = trajectory(steps, found)
+    found, story = follow(run, steps, request, workers, lambda done, of: tell("checkpoints", done, of))
     output = CircuitOutput(model=run.name, step=steps[-1], discovery=found[-1], trajectory=story)
     print_json(output) if as_json else show_trajectory(output)
 

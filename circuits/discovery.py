@@ -4,7 +4,8 @@ import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,58 +55,54 @@ def discover(
     """
     stages = Stages()
     with stages.of("runs and gate"):
-        gate = behaviour(problem.parts["evaluate"])
-        also = behaviour(problem.parts["score"])
-    failed = next((one for one in (gate, also) if not one.passed), None)
-    if failed is not None:
-        headline = f"{NO_BEHAVIOUR.capitalize()}: {failed.reason}."
-        return _file(NO_BEHAVIOUR, headline, failed, settings, stages), None
+        gates = [behaviour(problem.parts[name]) for name in ("evaluate", "score")]
+    gate = next((one for one in gates if not one.passed), gates[0])
+    if not gate.passed:
+        headline = f"{NO_BEHAVIOUR.capitalize()}: {gate.reason}."
+        return _file(NO_BEHAVIOUR, headline, gate, settings, stages), None
     with stages.of("search"):
         found = find_circuit(problem, settings, tell)
     circuit = circuit_of(subject, problem, settings, found)
-    rankings = [
-        RankingSummary(name=name, method=one.method, kind=one.kind, chosen=name == found.chosen)
-        for name, one in found.rankings.items()
-    ]
-    n_edges = edges_of_graph(problem)
-    given = {
-        "rankings": rankings,
-        "notes": list(found.notes),
-        "n_live": circuit.n_live,
-        "n_edges": n_edges,
-        "limits": list(LIMITS),
-    }
+    given = _about_search(problem, circuit, found)
     if not circuit.n_kept:
         headline = f"No circuit of the {circuit.n_live} live edges keeps {settings.target:.0%} of the metric."
         return _file("no faithful circuit", headline, gate, settings, stages, **given), None
     with stages.of("faithfulness and controls"):
-        judgement = judged(problem, found, settings, tell, n_edges)
+        judgement = judged(problem, found, settings, tell, given["n_edges"])
     with stages.of("stability"):
         stability, frequency = stable(problem, found, settings, tell)
         split_half = split_half_overlap(problem, settings, tell) if settings.halves else None
-    retained = judgement.faithfulness.retained
-    about = {**vars(circuit), "faithfulness": retained, "frequency": frequency}
-    circuit = Circuit(**about)
+    circuit = replace(circuit, faithfulness=judgement.faithfulness.retained, frequency=frequency)
     verdict, headline = verdict_of(circuit, judgement, settings)
-    if found.interactions is not None:
-        given |= {"pairs": list(found.interactions.pairs), "roles": list(found.interactions.roles)}
-    file = _file(
-        verdict,
-        headline,
-        gate,
-        settings,
-        stages,
-        circuit=circuit.to_file(),
-        nodes=list(circuit.nodes),
-        n_kept=circuit.n_kept,
-        faithfulness=judgement.faithfulness,
-        controls=list(judgement.controls),
-        tests=list(judgement.tests),
-        stability=stability,
-        split_half=split_half,
-        **given,
-    )
-    return file, circuit
+    given |= {
+        "circuit": circuit.to_file(),
+        "nodes": list(circuit.nodes),
+        "n_kept": circuit.n_kept,
+        "faithfulness": judgement.faithfulness,
+        "controls": list(judgement.controls),
+        "tests": list(judgement.tests),
+        "stability": stability,
+        "split_half": split_half,
+    }
+    return _file(verdict, headline, gate, settings, stages, **given), circuit
+
+
+def _about_search(problem: Problem, circuit: Circuit, found: Found) -> dict[str, Any]:
+    """What a result says of the search, whether or not it gave a circuit."""
+    rankings = [
+        RankingSummary(name=name, method=one.method, kind=one.kind, chosen=name == found.chosen)
+        for name, one in found.rankings.items()
+    ]
+    seen = found.interactions
+    return {
+        "rankings": rankings,
+        "notes": list(found.notes),
+        "n_live": circuit.n_live,
+        "n_edges": edges_of_graph(problem),
+        "limits": list(LIMITS),
+        "pairs": [] if seen is None else list(seen.pairs),
+        "roles": [] if seen is None else list(seen.roles),
+    }
 
 
 def circuit_of(subject: Subject, problem: Problem, settings: Settings, found: Found) -> Circuit:

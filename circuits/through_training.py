@@ -2,6 +2,7 @@
 
 import hashlib
 import multiprocessing
+import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
@@ -13,8 +14,11 @@ from circuits.discovery_result import DiscoveryFile
 from circuits.find import Settings
 from circuits.problem import Ablation
 from circuits.search.base import Tell, silent
+from circuits.stored import CIRCUIT, STORY, discovery_payload, read_circuit, trajectory_payload
 from circuits.subject import Prompts, of_run
-from interp.config import canonical_json, validated
+from circuits.trajectory import Trajectory, trajectory
+from interp.config import canonical_json
+from interp.errors import Interrupted
 from interp.run import Run, Store
 
 
@@ -31,12 +35,25 @@ class Request:
     settings: dict[str, Any]
     fresh: bool = False
 
+    def about(self) -> dict[str, Any]:
+        """What the answer depends on besides weights and code."""
+        return {
+            "prompts": asdict(self.prompts),
+            "ablation": self.ablation,
+            "by_position": self.by_position,
+            "settings": self.settings,
+        }
+
 
 def circuit_key(checkpoint: str, config_hash: str, request: Request) -> str:
     """Key of a stored discovery: weights, prompts, settings and code."""
-    parts = [checkpoint, config_hash, asdict(request.prompts), request.ablation, request.by_position]
-    parts += [request.settings, source_hash()]
-    return f"circuit-{hashlib.sha256(canonical_json(parts)).hexdigest()[:20]}"
+    parts = [checkpoint, config_hash, *request.about().values(), source_hash()]
+    return f"{CIRCUIT}{hashlib.sha256(canonical_json(parts)).hexdigest()[:20]}"
+
+
+def key_of(run: Run, request: Request) -> str:
+    """Key under which the discovery of a request is stored."""
+    return circuit_key(run.checkpoint(request.step, optim=False).hash, run.config.hash(), request)
 
 
 def discover_at(request: Request, tell: Tell = silent) -> DiscoveryFile:
@@ -46,14 +63,13 @@ def discover_at(request: Request, tell: Tell = silent) -> DiscoveryFile:
         TaskError, UsageError: for prompts that the task does not have.
     """
     run = Store(request.store).run(request.run)
-    checkpoint = run.checkpoint(request.step, optim=False)
-    key = circuit_key(checkpoint.hash, run.config.hash(), request)
+    key = key_of(run, request)
     if not request.fresh and key in run.analyses():
-        return validated(DiscoveryFile, run.analysis(key)["discovery"], f"{run.name}/analysis/{key}.json")
+        return read_circuit(run, key).discovery
     subject = of_run(run, request.step, request.prompts)
     problem = subject.problem(request.ablation, request.by_position)
     found, _ = discover(subject, problem, Settings(**request.settings), tell)
-    run.write_analysis(key, {"discovery": found.model_dump(mode="json")})
+    run.write_analysis(key, discovery_payload(request.step, subject.fingerprint, request.about(), found))
     return found
 
 
@@ -63,30 +79,48 @@ def discover_all(
     """Discoveries at several checkpoints, in parallel processes; what is stored already is read.
 
     Results are written as they come, so that a stopped call goes on where it was.
+
+    Raises:
+        Interrupted: the user stopped.
     """
-    if workers <= 1:
+    try:
+        if workers > 1:
+            return _side_by_side(requests, workers, progress)
         found = []
         for done, request in enumerate(requests, 1):
             found.append(discover_at(request))
             progress(done, len(requests))
-        return found
+    except KeyboardInterrupt:
+        raise Interrupted("stopped; the same command goes on after the checkpoints that are done") from None
+    return found
+
+
+def _side_by_side(
+    requests: Sequence[Request], workers: int, progress: Callable[[int, int], None]
+) -> list[DiscoveryFile]:
+    """In several processes; they end with this call, however it ends."""
     results: dict[int, DiscoveryFile] = {}
-    fresh = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=fresh, initializer=_one_thread) as pool:
+    others = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_prepare)
+    try:
         waiting = {pool.submit(discover_at, request): index for index, request in enumerate(requests)}
-        try:
-            for done, future in enumerate(as_completed(waiting), 1):
-                results[waiting[future]] = future.result()
-                progress(done, len(requests))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        for done, future in enumerate(as_completed(waiting), 1):
+            results[waiting[future]] = future.result()
+            progress(done, len(requests))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in set(multiprocessing.active_children()) - others:
+            if len(results) < len(requests):
+                process.terminate()
+            process.join()
     return [results[index] for index in range(len(requests))]
 
 
-def _one_thread() -> None:
+def _prepare() -> None:
+    """In a new process: one thread; Ctrl-C is for the process that waits, which then ends this one."""
     import torch
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
 
 
@@ -98,3 +132,21 @@ def light(settings: Settings) -> Settings:
 def request_for(run: Run, step: int, template: Request) -> Request:
     """The request of another checkpoint."""
     return replace(template, run=run.name, step=step)
+
+
+def follow(
+    run: Run, steps: Sequence[int], template: Request, workers: int, progress: Callable[[int, int], None]
+) -> tuple[list[DiscoveryFile], Trajectory]:
+    """Discoveries at the checkpoints of a run with lighter settings, and what changed between them; both are stored.
+
+    Raises:
+        Interrupted: the user stopped.
+    """
+    settings = light(Settings(**template.settings)).model_dump()
+    requests = [replace(request_for(run, step, template), settings=settings) for step in steps]
+    found = discover_all(run, requests, workers, progress)
+    story = trajectory(steps, found)
+    keys = [key_of(run, request) for request in requests]
+    name = hashlib.sha256(canonical_json(keys)).hexdigest()[:20]
+    run.write_analysis(f"{STORY}{name}", trajectory_payload(list(steps), keys, story))
+    return found, story

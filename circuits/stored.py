@@ -1,0 +1,138 @@
+"""Discoveries that a run already holds: written by `interp circuit`, read without computing anything."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from interp.config import validated
+from interp.errors import StoreError
+from interp.run import Run
+
+if TYPE_CHECKING:  # torch is loaded by these, and a list of what is stored needs none
+    from circuits.discovery_result import DiscoveryFile
+    from circuits.trajectory import Trajectory
+
+CIRCUIT, STORY = "circuit-", "circuitpath-"  # how the keys begin
+FORMAT = 1
+
+
+@dataclass(frozen=True, eq=False)
+class StoredCircuit:
+    """One stored discovery; everything but `discovery` is plain data.
+
+    Attributes:
+        step: checkpoint that was looked at.
+        key: of the analysis, stem of its file.
+        checkpoint: sha256 of the checkpoint's manifest.
+        saved: when it was computed, UTC, ISO 8601.
+        request: `prompts` (length, n, family, seed), `ablation`, `by_position` and `settings` that gave it.
+        data: the `DiscoveryFile` as JSON: `verdict`, `headline`, `n_kept`, `circuit`, ...
+    """
+
+    step: int
+    key: str
+    checkpoint: str
+    saved: str
+    request: dict[str, Any]
+    data: dict[str, Any]
+
+    @property
+    def by_position(self) -> bool:
+        """Whether edges have positions."""
+        return bool(self.request.get("by_position"))
+
+    @property
+    def complete(self) -> bool:
+        """Whether whole searches were rerun for stability; those of `--checkpoints all` leave that out."""
+        return bool(self.request.get("settings", {}).get("reruns"))
+
+    @property
+    def discovery(self) -> "DiscoveryFile":
+        """The full result.
+
+        Raises:
+            ConfigError: if it does not fit this version.
+        """
+        from circuits.discovery_result import DiscoveryFile
+
+        return validated(DiscoveryFile, self.data, f"analysis/{self.key}.json: discovery")
+
+
+def discovery_payload(
+    step: int, checkpoint: str, request: dict[str, Any], discovery: "DiscoveryFile"
+) -> dict[str, Any]:
+    """What is stored under a key that begins with `circuit-`."""
+    return {
+        "format": FORMAT,
+        "step": step,
+        "checkpoint": checkpoint,
+        "saved": datetime.now(UTC).isoformat(timespec="microseconds"),
+        "request": request,
+        "discovery": discovery.model_dump(mode="json"),
+    }
+
+
+def read_circuit(run: Run, key: str) -> StoredCircuit:
+    """One stored discovery.
+
+    Raises:
+        UnknownName: if there is none of that key.
+        StoreError: if it is damaged, or newer than this program.
+    """
+    payload = run.analysis(key)
+    where = f"{run.name}/analysis/{key}.json"
+    if payload.get("format") != FORMAT:
+        raise StoreError(f"{where}: format {payload.get('format')!r:.20}, this program reads {FORMAT}; update it")
+    kinds = {"step": int, "checkpoint": str, "saved": str, "request": dict, "discovery": dict}
+    wrong = [name for name, kind in kinds.items() if type(payload.get(name)) is not kind]
+    if wrong:
+        raise StoreError(f"{where}: {wrong[0]}: expected {kinds[wrong[0]].__name__}; run `interp circuit` again")
+    given = {name: payload[name] for name in ("step", "checkpoint", "saved", "request")}
+    return StoredCircuit(key=key, data=payload["discovery"], **given)
+
+
+def stored_circuits(run: Run) -> list[StoredCircuit]:
+    """All stored discoveries of a run, by step and then by age: the newest of a step comes last."""
+    found = [read_circuit(run, key) for key in run.analyses() if key.startswith(CIRCUIT)]
+    return sorted(found, key=lambda one: (one.step, one.saved, one.key))
+
+
+def newest_circuit(run: Run, step: int | None = None, by_position: bool | None = None) -> StoredCircuit | None:
+    """The newest stored discovery: of the latest step that has one, or of one step.
+
+    Args:
+        by_position: only those with, or without, positions; None takes both.
+    """
+    found = [
+        one
+        for one in stored_circuits(run)
+        if (step is None or one.step == step) and (by_position is None or one.by_position == by_position)
+    ]
+    return found[-1] if found else None
+
+
+def trajectory_payload(steps: list[int], keys: list[str], story: "Trajectory") -> dict[str, Any]:
+    """What is stored under a key that begins with `circuitpath-`."""
+    saved = datetime.now(UTC).isoformat(timespec="microseconds")
+    return {
+        "format": FORMAT,
+        "steps": steps,
+        "keys": keys,
+        "saved": saved,
+        "trajectory": story.model_dump(mode="json"),
+    }
+
+
+def newest_trajectory(run: Run) -> "Trajectory | None":
+    """The newest story of a circuit through training, None where `--checkpoints all` was never run.
+
+    Raises:
+        ConfigError, StoreError: if it is damaged or does not fit this version.
+    """
+    from circuits.trajectory import Trajectory
+
+    found = [(run.analysis(key), key) for key in run.analyses() if key.startswith(STORY)]
+    if not found:
+        return None
+    newest, key = max(found, key=lambda pair: (str(pair[0].get("saved")), pair[1]))
+    return validated(Trajectory, newest.get("trajectory"), f"{run.name}/analysis/{key}.json: trajectory")
