@@ -9,7 +9,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from circuits.report import numbers, summary
-from circuits.report.canvas.encode import inline_json, script, style
+from circuits.report.canvas.encode import inline_json
+from circuits.report.canvas.sources import grid_script, grid_style
 from circuits.report.drawing import circuit_figure
 from circuits.report.figures import length_figure, training_figure
 from circuits.report.fingerprint import renderer_version
@@ -18,8 +19,8 @@ from circuits.report.schema import CircuitReport, plain
 
 def render_html(report: CircuitReport) -> str:
     """The whole page as text; equal reports give equal text."""
-    styles = _safe_style(style() + _text("page.css"))
-    scripts = _safe_script(script() + _text("page.js"))
+    styles = _safe_style(grid_style() + _text("page.css"))
+    scripts = _safe_script(grid_script() + _text("page.js"))
     return (
         _environment()
         .get_template("page.html")

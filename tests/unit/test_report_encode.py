@@ -6,7 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from circuits.report.canvas.encode import MAX_ERROR, decode_pattern, encode_pattern, grid_data, inline_json, script
+from circuits.report.canvas.encode import MAX_ERROR, decode_pattern, encode_pattern, grid_data, inline_json
+from circuits.report.canvas.sources import grid_script, heat_script
 
 
 def test_hand_made_values_have_the_expected_bytes():
@@ -43,9 +44,9 @@ def test_inline_json_cannot_end_its_script_element_and_reads_back_the_same():
 def test_grid_data_has_what_the_script_reads():
     data = grid_data([], n_layers=2, n_heads=1, steps=[0], roles={"L1.H0": "reading head"}, emerged=None)
     for name in data:
-        assert f"{name}" in script(), name
+        assert f"{name}" in grid_script(), name
 
 
 def test_the_script_never_turns_text_into_markup():
     for word in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "new Function"):
-        assert word not in script()
+        assert word not in grid_script() + heat_script()

@@ -36,6 +36,22 @@ const AttnDraw = (() => {
     return found.startsWith("color(") ? parts.map((v) => Math.round(v * 255)) : parts;
   }
 
+  /* Calls `again` when the page turns light or dark, also for print; the result stops watching. */
+  function watchTheme(again) {
+    const media = matchMedia("(prefers-color-scheme: dark)");
+    const themes = new MutationObserver(again);
+    media.addEventListener("change", again);
+    window.addEventListener("beforeprint", again);
+    window.addEventListener("afterprint", again);
+    themes.observe(document.documentElement, { attributes: true });
+    return () => {
+      themes.disconnect();
+      media.removeEventListener("change", again);
+      window.removeEventListener("beforeprint", again);
+      window.removeEventListener("afterprint", again);
+    };
+  }
+
   /* 256 colours from the surface through the middle to the strongest, as packed RGBA. */
   function ramp(element) {
     const stops = ["--ag-low", "--ag-mid", "--ag-high"].map((name) => colourOf(element, name));
@@ -177,5 +193,5 @@ const AttnDraw = (() => {
     });
   }
 
-  return { level, clamp, el, decode, byteAt, colourOf, ramp, image, layout, plot, spark, strip };
+  return { level, clamp, short, el, decode, byteAt, colourOf, watchTheme, ramp, image, layout, plot, spark, strip };
 })();

@@ -126,13 +126,7 @@ const AttnGrid = (() => {
     }
 
     watch() {
-      this.again = () => this.refresh();
-      this.media = matchMedia("(prefers-color-scheme: dark)");
-      this.media.addEventListener("change", this.again);
-      window.addEventListener("beforeprint", this.again);
-      window.addEventListener("afterprint", this.again);
-      this.themes = new MutationObserver(this.again);
-      this.themes.observe(document.documentElement, { attributes: true });
+      this.unwatch = AttnDraw.watchTheme(() => this.refresh());
       this.sizes = new ResizeObserver(() => this.fit() && this.drawZoom());
       this.sizes.observe(this.plot.parentElement);
     }
@@ -319,11 +313,8 @@ const AttnGrid = (() => {
 
     destroy() {
       this.stop();
-      this.themes.disconnect();
+      this.unwatch();
       this.sizes.disconnect();
-      this.media.removeEventListener("change", this.again);
-      window.removeEventListener("beforeprint", this.again);
-      window.removeEventListener("afterprint", this.again);
       this.element.remove();
     }
   }

@@ -6,7 +6,6 @@ back is at most 0.004 (at p = 1). Loads no torch.
 
 import base64
 import json
-from importlib import resources
 from typing import Any
 
 import numpy as np
@@ -61,23 +60,9 @@ def grid_data(
     }
 
 
-def script() -> str:
-    """The component as one classic script; a page calls `AttnGrid.mount`, a module appends its `export default`."""
-    return _text("attndraw.js") + _text("attnparts.js") + _text("attngrid.js")
-
-
-def style() -> str:
-    """The component's style sheet; it follows `--st-*` variables where the page has them."""
-    return _text("attngrid.css")
-
-
 def inline_json(value: Any) -> str:
     """JSON that can stand inside a script element: no `<`, `>`, `&` or line separators that end or change it."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
-
-
-def _text(name: str) -> str:
-    return resources.files("circuits.report.canvas").joinpath(name).read_text(encoding="utf-8")

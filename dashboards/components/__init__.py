@@ -1,0 +1,1 @@
+"""The canvas components as Streamlit elements: attention grid and heat grid."""
