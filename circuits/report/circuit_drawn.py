@@ -1,0 +1,126 @@
+"""What is drawn of a circuit: its shape and kept edges as plain values, from a Circuit or its file, without torch."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from circuits.circuit import Circuit, CircuitFile
+
+
+@dataclass(frozen=True)
+class DrawnEdge:
+    """One kept edge; of a circuit by position one place of it.
+
+    Attributes:
+        place: (position of the sender, position of the reader); None without positions.
+        frequency: share of the searches on resampled prompts that kept it again.
+    """
+
+    sender: str
+    receiver: str
+    score: float
+    frequency: float | None = None
+    place: tuple[int, int] | None = None
+
+    @property
+    def name(self) -> str:
+        """Sender and receiver."""
+        return f"{self.sender}->{self.receiver}"
+
+
+@dataclass(frozen=True)
+class DrawnShape:
+    """Heads, key heads, MLPs and parallel blocks by layer."""
+
+    heads: tuple[int, ...]
+    kv_heads: tuple[int, ...]
+    mlp: tuple[bool, ...]
+    parallel: tuple[bool, ...]
+
+    @property
+    def n_layers(self) -> int:
+        """Layers."""
+        return len(self.heads)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A circuit to draw.
+
+    Attributes:
+        positions: labels of the positions; empty for a circuit without positions.
+        about: model, step, metric, ablation and the like, as in the file's provenance.
+    """
+
+    shape: DrawnShape
+    edges: tuple[DrawnEdge, ...]
+    n_live: int
+    positions: tuple[str, ...]
+    about: Mapping[str, Any]
+    faithfulness: Mapping[str, Any] | None
+
+    @cached_property
+    def pooled(self) -> dict[str, list[DrawnEdge]]:
+        """Places of each edge by its name; one place where the circuit has no positions."""
+        found: dict[str, list[DrawnEdge]] = {}
+        for edge in self.edges:
+            found.setdefault(edge.name, []).append(edge)
+        return found
+
+    @cached_property
+    def nodes(self) -> frozenset[str]:
+        """Senders and owners of receivers that kept edges touch; key and value heads that are shared stand alone."""
+        touched = {edge.sender for edge in self.edges} | {owner(edge.receiver) for edge in self.edges}
+        return frozenset(touched)
+
+    def position(self, index: int) -> str:
+        """Name of a position."""
+        return self.positions[index] if index < len(self.positions) else str(index)
+
+
+def drawn(circuit: "Circuit | CircuitFile | Mapping[str, Any]") -> Drawn:
+    """What is drawn of a circuit, of its file, or of that file's JSON."""
+    if hasattr(circuit, "to_file"):
+        circuit = circuit.to_file()
+    data: Mapping[str, Any] = circuit.model_dump(mode="json") if hasattr(circuit, "model_dump") else circuit
+    shape, n_pos = data["shape"], data["n_pos"]
+    names = ("heads", "kv_heads", "mlp", "parallel")
+    labels = tuple(data.get("columns") or (map(str, range(n_pos)) if n_pos else ()))
+    return Drawn(
+        shape=DrawnShape(**{name: tuple(shape[name]) for name in names}),
+        edges=tuple(_edge(one) for one in data["edges"] if one["kept"]),
+        n_live=data["n_live"],
+        positions=labels,
+        about=data["provenance"],
+        faithfulness=data.get("faithfulness"),
+    )
+
+
+def _edge(one: Mapping[str, Any]) -> DrawnEdge:
+    sender, _, receiver = one["edge"].partition("->")
+    place = None if one["place"] is None else tuple(one["place"])
+    return DrawnEdge(sender, receiver, one["score"], one.get("frequency"), place)
+
+
+def owner(receiver: str) -> str:
+    """Node that a receiver belongs to: `L1.H3` of `L1.H3.q`, `L1.KV0` of `L1.KV0.k`."""
+    return receiver.rsplit(".", 1)[0] if receiver[-2:] in (".q", ".k", ".v") else receiver
+
+
+def kinds(drawn: Drawn, edge: str) -> str:
+    """At which positions an edge is kept: one key position, one offset, or how many places."""
+    places = [one.place for one in drawn.pooled[edge] if one.place is not None]
+    if not places:
+        return ""
+    offsets = Counter(query - key for key, query in places)
+    keys = {key for key, _ in places}
+    number = f"at {len(places)} place{'s' if len(places) > 1 else ''}"
+    if set(offsets) == {0}:
+        where = ", ".join(drawn.position(key) for key in sorted(keys))
+        return f"{number}, each at its own position: {where}"
+    said = ", ".join(f"{offset} ({times})" if times > 1 else str(offset) for offset, times in sorted(offsets.items()))
+    at = f", always reading {drawn.position(next(iter(keys)))}" if len(keys) == 1 else ""
+    return f"{number}; positions back (times): {said}{at}"
