@@ -1,9 +1,7 @@
-/* AttnDraw: the stateless part of AttnGrid, which decodes frames and paints them on canvases it is given. */
-"use strict";
+/* AttnDraw: the stateless part of AttnGrid and HeatGrid: elements, colours, and painting on canvases it is given. */
 const AttnDraw = (() => {
   const MAX_STRIP = 160;
 
-  const level = (v) => (v / 255) * (v / 255); // uint8 of sqrt(p) back to p
   const clamp = (v, low, high) => Math.min(high, Math.max(low, v));
   const short = (text, most) => (text.length > most ? `${text.slice(0, most - 1)}…` : text);
 
@@ -15,15 +13,6 @@ const AttnDraw = (() => {
     for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
     return node;
   }
-
-  function decode(text) {
-    const raw = atob(text);
-    const bytes = new Uint8Array(raw.length);
-    for (let i = 0; i < raw.length; i += 1) bytes[i] = raw.charCodeAt(i);
-    return bytes;
-  }
-
-  const byteAt = (text, i) => atob(text.slice(4 * Math.floor(i / 3), 4 * Math.floor(i / 3) + 4)).charCodeAt(i % 3);
 
   /* The red, green and blue that a CSS variable resolves to on this element. */
   function colourOf(element, property) {
@@ -66,15 +55,37 @@ const AttnDraw = (() => {
     return table;
   }
 
-  /* One head at one checkpoint, a pixel per cell; masked cells stay transparent. */
-  function image(bytes, base, queries, keys, lastKey, table) {
-    const picture = new ImageData(keys, queries);
+  /* Part of a head at one checkpoint, a pixel per cell; masked cells stay transparent.
+     part: {q, k, rows, columns}, its first query and key and its size. */
+  function image(matrix, keys, part, lastKey, table) {
+    const picture = new ImageData(part.columns, part.rows);
     const packed = new Uint32Array(picture.data.buffer);
     const colours = new Uint32Array(table.buffer);
-    for (let q = 0; q < queries; q += 1) {
-      for (let k = 0; k <= lastKey(q); k += 1) packed[q * keys + k] = colours[bytes[base + q * keys + k]];
+    for (let row = 0; row < part.rows; row += 1) {
+      const last = Math.min(part.columns - 1, lastKey(part.q + row) - part.k);
+      const from = (part.q + row) * keys + part.k;
+      for (let column = 0; column <= last; column += 1) {
+        packed[row * part.columns + column] = colours[matrix[from + column]];
+      }
     }
     return picture;
+  }
+
+  /* A whole head in at most `most` pixels a side: each pixel is the strongest of its cells, so that no line is lost. */
+  function pooled(matrix, queries, keys, lastKey, table, most) {
+    const by = Math.ceil(Math.max(queries, keys) / most);
+    const [rows, columns] = [Math.ceil(queries / by), Math.ceil(keys / by)];
+    if (by === 1) return image(matrix, keys, { q: 0, k: 0, rows, columns }, lastKey, table);
+    const small = new Uint8Array(rows * columns);
+    for (let q = 0; q < queries; q += 1) {
+      const row = Math.floor(q / by) * columns;
+      for (let k = 0; k <= lastKey(q); k += 1) {
+        const at = row + Math.floor(k / by);
+        if (matrix[q * keys + k] > small[at]) small[at] = matrix[q * keys + k];
+      }
+    }
+    const last = (row) => Math.floor(lastKey(Math.min(queries - 1, row * by + by - 1)) / by);
+    return image(small, columns, { q: 0, k: 0, rows, columns }, last, table);
   }
 
   /* Cell size and margins for the room there is. */
@@ -93,7 +104,7 @@ const AttnDraw = (() => {
     return pen;
   }
 
-  /* The enlarged head. view: {size, queries, keys, picture, outlines, cell: {q, k}, ink, font} */
+  /* The enlarged head. view: {size, queries, keys, picture, outlines, cell: {q, k}, ink, font}; indices of the part. */
   function plot(canvas, view) {
     const { size, queries, keys, picture, ink } = view;
     const wide = size.left + size.cell * keys.length + 8;
@@ -101,10 +112,8 @@ const AttnDraw = (() => {
     canvas.style.width = `${wide}px`;
     canvas.style.height = `${high}px`;
     const pen = sized(canvas, wide, high, size.ratio);
-    const source = el("canvas", "", null, { width: String(keys.length), height: String(queries.length) });
-    source.getContext("2d").putImageData(picture, 0, 0);
     pen.imageSmoothingEnabled = false;
-    pen.drawImage(source, size.left, size.top, size.cell * keys.length, size.cell * queries.length);
+    pen.drawImage(picture, size.left, size.top, size.cell * keys.length, size.cell * queries.length);
     const box = (q, k, grow) => {
       const side = size.cell - 1 + 2 * grow;
       pen.strokeRect(size.left + k * size.cell + 0.5 - grow, size.top + q * size.cell + 0.5 - grow, side, side);
@@ -179,11 +188,13 @@ const AttnDraw = (() => {
     canvas.setAttribute("aria-label", `Attention of this cell over ${values.length} checkpoints: ${ends}`);
   }
 
-  /* The sequence as tokens shaded by how much one query attends to each. */
+  /* The sequence as tokens shaded by how much one query attends to each; a long one around the key. Gives its start. */
   function strip(root, keys, levels, cell, table) {
     const shown = Math.min(keys.length, MAX_STRIP);
+    const start = clamp(cell.k - Math.floor(shown / 2), 0, keys.length - shown);
     if (root.childElementCount !== shown) root.replaceChildren(...Array.from({ length: shown }, () => el("span")));
-    [...root.children].forEach((node, i) => {
+    [...root.children].forEach((node, place) => {
+      const i = start + place;
       const masked = i >= levels.length;
       const [r, g, b] = table.slice(4 * levels[i], 4 * levels[i] + 3);
       node.textContent = short(keys[i], 12);
@@ -191,7 +202,8 @@ const AttnDraw = (() => {
       node.style.backgroundColor = masked ? "" : `rgb(${r} ${g} ${b})`;
       node.style.color = masked ? "" : 0.299 * r + 0.587 * g + 0.114 * b > 128 ? "#10151c" : "#ffffff";
     });
+    return start;
   }
 
-  return { level, clamp, short, el, decode, byteAt, colourOf, watchTheme, ramp, image, layout, plot, spark, strip };
+  return { clamp, short, el, colourOf, watchTheme, ramp, image, pooled, layout, sized, plot, spark, strip };
 })();

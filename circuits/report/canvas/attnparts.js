@@ -3,6 +3,7 @@ const AttnParts = (() => {
   const { el } = AttnDraw;
   const READOUT = [["query", "Query"], ["key", "Key"], ["p", "Attention"], ["target", "Target of"]];
   const HINT = "Arrow keys move the cell, Home and End go to the first and last key, [ and ] change the checkpoint.";
+  const MODES = [["matrix", "Matrix"], ["lines", "Lines"]];
   let count = 0;
 
   const plural = (n, word) => `${n} ${word}${n === 1 ? "" : "s"}`;
@@ -14,16 +15,39 @@ const AttnParts = (() => {
     const max = String(data.steps.length - 1);
     parts.slider = el("input", "ag-slider", null, { type: "range", min: "0", max, "aria-label": "Checkpoint" });
     parts.stepText = el("output", "ag-step");
+    const track = el("div", "ag-track");
+    track.append(parts.slider, ...emergence(data));
     const time = el("div", "ag-time");
-    time.append(parts.play, parts.slider, parts.stepText);
+    time.append(parts.play, track, parts.stepText);
+    time.hidden = data.steps.length < 2;
     parts.select = el("select", "ag-select", null, { "aria-label": "Sequence" });
     examples.forEach((e, i) => parts.select.append(el("option", "", e.label, { value: String(i) })));
+    parts.select.hidden = examples.length < 2;
     parts.check = el("input", "", null, { type: "checkbox" });
     parts.check.checked = true;
     const targets = el("label", "ag-check");
     targets.append(parts.check, document.createTextNode("Outline targets"));
     targets.hidden = !examples.some((e) => e.targets.length);
-    root.append(time, parts.select, targets);
+    root.append(time, parts.select, modes(parts), targets);
+    return root;
+  }
+
+  /* The mark of the step of emergence above the slider's track. */
+  function emergence(data) {
+    const at = data.steps.indexOf(data.emerged);
+    if (at < 0 || data.steps.length < 2) return [];
+    const mark = el("span", "ag-emerged", null, { "aria-hidden": "true", title: `emerged by step ${data.emerged}` });
+    mark.style.setProperty("--at", String(at / (data.steps.length - 1)));
+    return [mark];
+  }
+
+  function modes(parts) {
+    const root = el("div", "ag-modes", null, { role: "group", "aria-label": "Drawing" });
+    parts.modes = MODES.map(([id, name]) => {
+      const button = el("button", "ag-mode", name, { type: "button", "data-mode": id });
+      root.append(button);
+      return button;
+    });
     return root;
   }
 
@@ -38,17 +62,19 @@ const AttnParts = (() => {
         button.setAttribute("aria-label", `Layer ${layer}, head ${head}${role ? `, ${role}` : ""}`);
         const canvas = el("canvas", "", null, { "aria-hidden": "true" });
         const text = el("span", "ag-name", headName(layer, head));
-        if (role) text.append(el("em", "", role));
+        const score = el("span", "ag-score");
+        const found = el("em", "", role);
+        text.append(score, found);
         button.append(canvas, text);
         row.append(button);
-        parts.thumbs.push({ button, canvas, layer, head });
+        parts.thumbs.push({ button, canvas, score, found, layer, head });
       }
       root.append(row);
     }
     return root;
   }
 
-  function legend(parts) {
+  function legend(parts, data) {
     const root = el("div", "ag-legend");
     parts.ramp = el("canvas", "ag-ramp", null, { width: "256", height: "1", "aria-hidden": "true" });
     const ticks = el("div", "ag-ticks", null, { "aria-hidden": "true" });
@@ -58,50 +84,56 @@ const AttnParts = (() => {
       ticks.append(tick);
     }
     root.append(el("span", "", "Attention, square-root scale"), parts.ramp, ticks);
+    if (data.note) root.append(el("span", "ag-note", data.note));
     return root;
   }
 
-  function zoom(parts) {
+  function zoom(parts, data) {
     const root = el("div", "ag-zoom");
     count += 1;
     const id = `attn-keys-${count}`;
     parts.title = el("div", "ag-title");
     parts.plot = el("canvas", "ag-plot", null, { tabindex: "0", role: "application", "aria-describedby": id });
-    root.append(parts.title, parts.plot, legend(parts), el("div", "ag-hint", HINT, { id }));
+    parts.hint = el("div", "ag-hint", HINT, { id });
+    root.append(parts.title, parts.plot, legend(parts, data), parts.hint);
     return root;
   }
 
-  function side(parts) {
+  function side(parts, exact) {
     const root = el("div", "ag-side");
     const list = el("dl", "ag-read");
     parts.read = {};
-    for (const [key, name] of READOUT) {
+    for (const [key, name] of exact ? [...READOUT, ["exact", "Exact"]] : READOUT) {
       parts.read[key] = el("dd", `ag-${key}-now`, "");
       list.append(el("dt", "", name), parts.read[key]);
     }
     parts.spark = el("canvas", "ag-spark", null, { role: "img" });
+    parts.far = el("canvas", "ag-spark", null, { role: "img" });
+    parts.farText = el("div", "ag-label", "");
     parts.strip = el("div", "ag-strip", null, { "aria-hidden": "true" });
     const over = el("div");
     over.append(el("div", "ag-label", "This cell through training"), parts.spark);
+    const far = el("div");
+    far.append(el("div", "ag-label", "How far back this head reads"), parts.far, parts.farText);
     const reads = el("div");
     reads.append(el("div", "ag-label", "What this query reads"), parts.strip);
-    root.append(list, over, reads);
+    root.append(list, over, far, reads);
     return root;
   }
 
-  /* Every element of the component; the changing ones as properties of the result. */
-  function build(root, data, examples) {
+  /* Every element of the component; the changing ones as properties of the result. exact: the host has exact values. */
+  function build(root, data, examples, exact) {
     const parts = {};
     const label = `Attention patterns: ${plural(data.n_layers, "layer")}, ${plural(data.n_heads, "head")} per layer`;
     const many = data.n_heads > 2 ? "ag ag-many" : "ag";
     parts.element = el("div", many, null, { role: "group", "aria-label": label });
     parts.said = el("div", "ag-hidden", null, { "aria-live": "polite" });
     const body = el("div", "ag-body");
-    body.append(heads(parts, data), zoom(parts), side(parts));
+    body.append(heads(parts, data), zoom(parts, data), side(parts, exact));
     parts.element.append(bar(parts, data, examples), body, parts.said);
     root.append(parts.element);
     return parts;
   }
 
-  return { build, headName };
+  return { build, headName, HINT };
 })();

@@ -2,16 +2,18 @@
 
    HeatGrid.mount(root, data, options) draws into `root` and returns {element, set, state, refresh, destroy}.
    data: see circuits/report/canvas/heat.py (heat_data). options.onPick(cell) is called on a click or Enter on a cell,
-   options.onStep(step) when the slider is released. Needs attndraw.js before it. */
+   options.onStep(step) when the slider is released. Needs attndata.js and attndraw.js before it. */
 const HeatGrid = (() => {
-  const { el, clamp, decode, short } = AttnDraw;
+  const { el, clamp, short } = AttnDraw;
+  const { decode } = AttnData;
   const [EFFECT, NEUTRAL, SKIPPED, NONE] = [0, 1, 2, 3];
   const KIND_WORDS = ["", "95 % interval covers 0", "not tested", "no such cell"];
   const [ROW, FAINTEST, WIDEST, NARROWEST, LETTER] = [20, 0.1, 40, 5, 6.7];
   const HINT = "Arrow keys move the cell, Enter picks it.";
 
   const numbers = (text) => (text ? new Float32Array(decode(text).buffer) : null);
-  const decimal = (v) => (v < 0 ? "−" : "+") + (Math.abs(v) >= 0.0005 || v === 0 ? Math.abs(v).toFixed(3) : Math.abs(v).toExponential(1));
+  const size = (v) => (v >= 0.0005 || v === 0 ? v.toFixed(3) : v.toExponential(1));
+  const decimal = (v) => (v < 0 ? "−" : "+") + size(Math.abs(v));
 
   function unpacked(panel) {
     const frames = panel.frames.map((one) => ({
@@ -51,19 +53,20 @@ const HeatGrid = (() => {
       const root = el("div", "hg-legend");
       this.ramp = el("canvas", "hg-ramp", null, { width: "201", height: "1", "aria-hidden": "true" });
       const ends = el("div", "hg-ends");
-      ends.append(el("span", "", `${decimal(-scale)} ${lowers}`), el("span", "", "0"), el("span", "", `${decimal(scale)} ${raises}`));
+      const words = [`${decimal(-scale)} ${lowers}`, "0", `${decimal(scale)} ${raises}`];
+      ends.append(...words.map((text) => el("span", "", text)));
       const bar = el("div", "hg-bar");
       bar.append(this.ramp, ends);
       const keys = el("div", "hg-keys");
-      for (const [name, words] of [["flat", "95 % interval covers 0"], ["hatch", "not tested"]]) {
-        const key = el("span", "hg-key", words);
+      for (const [name, meaning] of [["flat", "95 % interval covers 0"], ["hatch", "not tested"]]) {
+        const key = el("span", "hg-key", meaning);
         key.prepend(el("i", `hg-swatch hg-${name}`));
         keys.append(key);
       }
-      const words = el("div", "hg-words");
-      words.append(el("strong", "", metric));
-      if (note) words.append(el("span", "", note));
-      root.append(words, bar, keys);
+      const title = el("div", "hg-words");
+      title.append(el("strong", "", metric));
+      if (note) title.append(el("span", "", note));
+      root.append(title, bar, keys);
       return root;
     }
 
@@ -226,7 +229,9 @@ const HeatGrid = (() => {
 
     draw() {
       if (this.slider) {
-        const text = `step ${this.data.steps[this.now.frame].toLocaleString("en")}, checkpoint ${this.now.frame + 1} of ${this.data.steps.length}`;
+        const { steps } = this.data;
+        const step = steps[this.now.frame].toLocaleString("en");
+        const text = `step ${step}, checkpoint ${this.now.frame + 1} of ${steps.length}`;
         this.slider.value = String(this.now.frame);
         this.slider.setAttribute("aria-valuetext", text);
         this.stepText.textContent = text;
@@ -272,6 +277,11 @@ const HeatGrid = (() => {
       if (kind === NONE) return;
       if (kind === EFFECT) {
         this.paint(pen, share, x, y, wide, high);
+        pen.globalAlpha = 0.35; // a frame, so that a faint effect is not taken for a neutral cell
+        pen.lineWidth = 1;
+        pen.strokeStyle = share < 0 ? this.ink.down : this.ink.up;
+        pen.strokeRect(x + 0.5, y + 0.5, wide - 1, high - 1);
+        pen.globalAlpha = 1;
         return;
       }
       pen.fillStyle = this.ink.flat;

@@ -2,8 +2,8 @@
 
 from importlib import resources
 
-GRID_PARTS = ("attndraw.js", "attnparts.js", "attngrid.js")
-HEAT_PARTS = ("attndraw.js", "heatgrid.js")
+GRID_PARTS = ("attndata.js", "attndraw.js", "attnlines.js", "attnparts.js", "attnview.js", "attngrid.js")
+HEAT_PARTS = ("attndata.js", "attndraw.js", "heatgrid.js")
 
 
 def grid_script() -> str:
