@@ -82,3 +82,7 @@ class NotExpressible(InterpError):
 
 class ReportError(InterpError):
     """A report is damaged, of an unknown format, or does not match what a rerun computes."""
+
+
+class JobError(InterpError):
+    """A job or the worker cannot do what was asked, or did not answer in time."""

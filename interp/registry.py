@@ -23,16 +23,17 @@ KINDS = {
     "task": Kind("interp", "tasks", "TASK", "interp.tasks"),
     "detector": Kind("circuits", "detectors", "DETECTOR", "interp.detectors"),
     "search": Kind("circuits", "search", "METHOD", "interp.search"),
+    "view": Kind("dashboards", "views", "render", "interp.views"),
 }
 
 
 def names(kind: str) -> list[str]:
-    """Sorted names of a kind ("task", "detector" or "search"), by listing files and entry points; imports nothing."""
+    """Sorted names of a kind (a key of KINDS), by listing files and entry points; imports nothing."""
     return sorted({*_files(kind), *_plugins(kind)})
 
 
 def load(kind: str, name: str) -> Any:
-    """Import the entry called `name` and return its TASK, DETECTOR or METHOD.
+    """Import the entry called `name` and return its TASK, DETECTOR, METHOD or render.
 
     A file in our own folder wins over an entry point of the same name.
 

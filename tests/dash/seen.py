@@ -1,0 +1,17 @@
+"""What a person would read on a page that AppTest has run."""
+
+from streamlit.testing.v1 import AppTest
+
+
+def text(app: AppTest) -> str:
+    """Everything the app shows as text, on the page and in the sidebar, one element per line."""
+    parts = [*app.main, *app.sidebar]
+    return "\n".join(str(element.value) for element in _leaves(parts) if getattr(element, "value", None) is not None)
+
+
+def _leaves(elements: list) -> list:
+    found = []
+    for element in elements:
+        inner = list(element.children.values()) if getattr(element, "children", None) else []
+        found += _leaves(inner) if inner else [element]
+    return found
