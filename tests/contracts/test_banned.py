@@ -10,16 +10,8 @@ UNSAFE_CALLS = {"torch.load", "pd.read_pickle", "pandas.read_pickle", "yaml.load
 HOSTILE_FILES = "tests/security/"  # hostile pickles are generated there, to prove that nothing reads them
 DRAWS = {"rand", "randn", "randint", "randperm", "bernoulli", "multinomial", "normal"}
 MAY_SEED_GLOBALLY = {"interp/train.py"}  # torch's dropout draws from the global stream; restored by interp.reproducible
-DECLARATIONS = {
-    "Import",
-    "ImportFrom",
-    "FunctionDef",
-    "AsyncFunctionDef",
-    "ClassDef",
-    "Assign",
-    "AnnAssign",
-    "TypeAlias",
-}
+FUNCTIONS = {"FunctionDef", "AsyncFunctionDef"}
+DECLARATIONS = {"Import", "ImportFrom", "ClassDef", "Assign", "AnnAssign", "TypeAlias"} | FUNCTIONS
 VAGUE = re.compile(r"(^|_)(utils?|helpers?|manager|misc|stuff)(_|$)|(Utils?|Helper|Manager)$")
 
 
