@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuits.engine.products import Products
@@ -86,9 +86,11 @@ def _block(stage: Stage, delta: Tensor, mul: Products) -> Float[Tensor, "batch b
     dy = norm_delta(layer.ln1, base.pre, span, delta, mul)
     projected = ((site, mul.heads(dy, weight)) for site, weight in (("q", attn.W_Q), ("k", attn.W_K), ("v", attn.W_V)))
     dq, dk, dv = (stage.overwritten(site, change, True) for site, change in projected)
+    reached = reached_rows(dq, dk, dv)
     position = span.positions(len(delta)).to(delta.device)[:, None]
     dq, dk = turned(attn.rotary, dq, position), turned(attn.rotary, dk, position)
-    dz = stage.overwritten("z", attention_change(attn, base, span, dq, dk, dv, span, mul), True)
+    dz = attention_change(attn, base, span, dq, dk, dv, span, mul) if reached.any() else torch.zeros_like(dq)
+    dz = stage.overwritten("z", dz.masked_fill_(~reached[..., None, None], 0), True)
     out = stage.overwritten("attn_out", mul(dz.flatten(-2), attn.W_O.flatten(0, 1)), False)
     mid = (dy if layer.adds_to_normed else delta) + out
     if layer.mlp is not None:
@@ -98,6 +100,16 @@ def _block(stage: Stage, delta: Tensor, mul: Products) -> Float[Tensor, "batch b
         post = stage.overwritten("mlp_post", post, True)
         mid = mid + stage.overwritten("mlp_out", mul(post, layer.mlp.W_out), False)
     return stage.overwritten("resid_post", mid, False)
+
+
+def reached_rows(
+    dq: Float[Tensor, "batch branch row head d_head"],
+    dk: Float[Tensor, "batch branch row kv_head d_head"],
+    dv: Float[Tensor, "batch branch row kv_head d_head"],
+) -> Bool[Tensor, "batch branch row"]:
+    """Rows whose query changes, or which see a changed key or value; attention of all others changes by exactly 0."""
+    query, key, value = (x.flatten(-2).any(-1) for x in (dq, dk, dv))
+    return query | (key | value).int().cummax(-1).values.bool()
 
 
 def by_layer_and_site(sets: Sequence[Sequence[tuple[str, int, int, int]]], device: torch.device) -> Events:

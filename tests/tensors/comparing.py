@@ -23,6 +23,7 @@ CASES = [(op, case) for op in names() for case in load(op).CASES]
 # Beside twice the eager error, an error of two units in the last place of the largest value is allowed: in a case of
 # few numbers the eager error can be zero by luck.
 FLOOR = 2 * torch.finfo(torch.float32).eps
+DRAWS = 4  # of inputs that are off by as much, to see what that does to the result
 
 
 def cast(value: Any, dtype: torch.dtype | None, device: torch.device | str = "cpu") -> Any:
@@ -47,9 +48,32 @@ def largest(x: Tensor) -> float:
     return float(x.abs().nan_to_num(torch.inf).max()) if x.numel() else 0.0
 
 
-def bound(truth: Tensor, eager: Tensor) -> float:
-    """Largest error allowed: twice the eager one in the same dtype, and the floor."""
-    return 2 * largest(eager - truth) + FLOOR * largest(truth)
+def bound(truth: Tensor, eager: Tensor, floor: float = 0.0) -> float:
+    """Largest error allowed: twice the eager one in the same dtype, and two last places or the floor given."""
+    return 2 * largest(eager - truth) + max(FLOOR * largest(truth), floor)
+
+
+def conditioning(op: str, arguments: tuple) -> float:
+    """What inputs off by one unit in the last place do to the result, at most over a few draws of their signs.
+
+    A result that is a difference of larger numbers (o' - o of attention, logits inside a divergence) cannot be had to
+    two of its own last places in any order of summation; this is the floor that its summands set.
+    """
+    exact, draw = cast(arguments, torch.float64), torch.Generator().manual_seed(0)
+    truth = flat(load(op).reference(*exact))
+    return max(largest(flat(load(op).reference(*shaken(exact, draw))) - truth) for _ in range(DRAWS))
+
+
+def shaken(value: Any, draw: torch.Generator) -> Any:
+    """Nested tuples and dataclasses with every floating-point number off by one unit in the last place of float32."""
+    if isinstance(value, Tensor) and value.is_floating_point():
+        sign = 1 - 2 * torch.randint(2, value.shape, generator=draw).to(value)
+        return value * (1 + FLOOR / 2 * sign)
+    if isinstance(value, tuple):
+        return tuple(shaken(item, draw) for item in value)
+    if dataclasses.is_dataclass(value):
+        return type(value)(*(shaken(getattr(value, f.name), draw) for f in dataclasses.fields(value)))
+    return value
 
 
 def example(op: str, case: str | int) -> tuple:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from kernels.dispatch import load, run
-from tests.tensors.comparing import bound, cast, example, flat, largest, mutant
+from tests.tensors.comparing import bound, cast, conditioning, example, flat, largest, mutant
 
 
 def poisoned(*size, _empty=torch.empty, **options) -> torch.Tensor:
@@ -24,7 +24,7 @@ def done(job: dict, folder: Path) -> dict:
     """
     op, arguments = job["op"], example(job["op"], job["case"])
     truth = flat(load(op).reference(*cast(arguments, torch.float64)))
-    allowed = bound(truth, flat(load(op).reference(*arguments)))
+    allowed = bound(truth, flat(load(op).reference(*arguments)), conditioning(op, arguments))
     if "old" in job:
         value, by = mutant(op, job["old"], job["new"], folder).launch(*arguments), "mutant"
     else:
