@@ -89,11 +89,10 @@ def of_path(
     Raises:
         UsageError: without pairs, or for pairs that do not fit the model.
     """
-    from interp.adapters.opening import load_tokenizer, open_model
-
+    from interp.adapters.opening import open_model
     from interp.pairs.jsonl import read_jsonl
     from interp.pairs.mib_csv import read_mib_csv
-    from interp.pairs.tokenizers import fits
+    from interp.pairs.tokenizers import fits, load_tokenizer
 
     if pairs_file is None:
         raise UsageError(

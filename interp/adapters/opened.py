@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:  # torch is loaded by the doors, so that naming a kind stays quick
+    from interp.adapters.drift import Drift
     from interp.decoder import Decoder
 
 Kind = Literal[
@@ -52,6 +53,7 @@ class Opened:
         fingerprint: sha256 of a checkpoint's manifest for our own runs, else over configuration and weight files.
         name: of the run, folder or file.
         path: the folder or file that was read.
+        drift: how far float32 is from the file's own format on random tokens; None where that has 32 bits or more.
     """
 
     decoder: "Decoder"
@@ -64,3 +66,4 @@ class Opened:
     fingerprint: str
     name: str
     path: Path
+    drift: "Drift | None" = None

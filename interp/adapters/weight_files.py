@@ -1,6 +1,7 @@
 """Weight files of other people's models: named tensors that are checked before and while they are read."""
 
 import hashlib
+import math
 import os
 import struct
 from collections.abc import Callable, Iterable, Mapping
@@ -18,6 +19,7 @@ from interp.jsonfile import decode
 MAX_HEADER = 32 << 20
 MAX_JSON = 32 << 20
 MAX_BYTES = 1 << 46
+MAX_TENSORS = 100_000
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 FLOATS = tuple(DTYPES.values())
 
@@ -38,7 +40,7 @@ class Stored:
         Raises:
             CheckpointError: for integers or packed weights, and for values that are not finite.
         """
-        where = f"{self.file}: {self.key}"
+        where = f"{self.file}: {shown(self.key)}"
         if self.dtype not in FLOATS:
             raise CheckpointError(f"{where} is of type {self.dtype}; expected plain floating-point, not quantised")
         value = self.read()
@@ -48,6 +50,11 @@ class Stored:
             bad = int((~value.isfinite()).sum())
             raise CheckpointError(f"{where} has {bad} of {value.numel()} values that are NaN or infinite")
         return value
+
+
+def shown(name: str) -> str:
+    """A name from a file as it may stand in a message: short, and without control characters."""
+    return f"{name:.80}" if name.isprintable() else f"{name!a:.80}"
 
 
 def real_file(path: Path, root: Path) -> Path:
@@ -92,6 +99,8 @@ def safetensors_stored(path: Path, root: Path) -> dict[str, Stored]:
         raise CheckpointError(f"{path}: not a safetensors file (its header would take {length} of {size} bytes)")
     try:
         with safe_open(real, framework="pt") as file:
+            if len(file.keys()) > MAX_TENSORS:
+                raise CheckpointError(f"{path}: {len(file.keys())} tensors, at most {MAX_TENSORS} are accepted")
             slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118, not a dict
             found = {key: (some.get_dtype(), tuple(some.get_shape())) for key, some in slices.items()}
     except (SafetensorError, OSError) as error:
@@ -107,7 +116,7 @@ def _safetensor(real: Path, path: Path, key: str) -> Tensor:
         with safe_open(real, framework="pt") as file:
             return file.get_tensor(key)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: {key} cannot be read ({str(error)[:160]})") from None
+        raise CheckpointError(f"{path}: {shown(key)} cannot be read ({str(error)[:160]})") from None
 
 
 def merged(parts: Iterable[Mapping[str, Stored]]) -> dict[str, Stored]:
@@ -119,7 +128,7 @@ def merged(parts: Iterable[Mapping[str, Stored]]) -> dict[str, Stored]:
     found: dict[str, Stored] = {}
     for part in parts:
         for key in found.keys() & part.keys():
-            raise CheckpointError(f"{part[key].file}: {key} is in {found[key].file.name} too; one is left over")
+            raise CheckpointError(f"{part[key].file}: {shown(key)} is in {found[key].file.name} too; one is left over")
         found |= part
     return found
 
@@ -145,12 +154,14 @@ def require_shapes(
         )
     for key, stored in found.items():
         if stored.shape != tuple(expected[key]):
-            raise CheckpointError(f"{stored.file}: {key} is {list(stored.shape)}; {what} gives {list(expected[key])}")
+            raise CheckpointError(
+                f"{stored.file}: {shown(key)} is {list(stored.shape)}; {what} gives {list(expected[key])}"
+            )
 
 
 def _some(keys: list[str]) -> str:
     rest = f" and {len(keys) - 4} more" if len(keys) > 4 else ""
-    return ", ".join(keys[:4]) + rest
+    return ", ".join(shown(key) for key in keys[:4]) + rest
 
 
 def main_dtype(found: Mapping[str, Stored]) -> str:
@@ -158,10 +169,7 @@ def main_dtype(found: Mapping[str, Stored]) -> str:
     sizes: dict[str, int] = {}
     for stored in found.values():
         name = str(stored.dtype).removeprefix("torch.")
-        count = 1
-        for size in stored.shape:
-            count *= size
-        sizes[name] = sizes.get(name, 0) + count
+        sizes[name] = sizes.get(name, 0) + math.prod(stored.shape)
     return max(sizes, key=lambda name: sizes[name])
 
 
