@@ -1,9 +1,7 @@
 """What if this head or edge were gone: accuracy on new sequences beside five matched controls, exploratory."""
 
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -21,13 +19,17 @@ from circuits.whatif_prompts import Sequences, new_sequences
 from circuits.whatif_runs import Change, ablation_of, changed_logits, turned, write_of
 from interp.config import Frozen, validated
 from interp.decoder import Decoder, decoder_of
-from interp.errors import UsageError
 from interp.evaluate import logit_margin, step_positions
 from interp.rng import generator
-from interp.run import Run, Store
-from interp.tasks.base import Task
+from interp.run import Run
+from interp.tasks.base import Split, Task
 from interp.train import load_model
 from probes.intervals import Estimate, mean, share
+
+if TYPE_CHECKING:
+    from interp.checkpoint import Checkpoint
+    from interp.model import Transformer
+    from interp.worker import Warm
 
 MOVED_BAR = 1e-3  # relative; a change of what is written below this is no test of anything
 NOTE = (
@@ -119,35 +121,36 @@ class Subject:
         return Scored(margin > 0, margin)
 
 
-def answer(store: str | Path, request: dict[str, Any]) -> dict[str, Any]:
-    """The answer to a request as plain values, for the warm worker; the second one about a checkpoint is quick.
+def answer(warm: "Warm", request: dict[str, Any]) -> dict[str, Any]:
+    """The request `what_if` of the warm worker: plain values in and out; see `WhatIfRequest` and `WhatIf`.
 
     Raises:
         InterpError: for a run, checkpoint, length, head or edge that does not exist, naming it.
     """
     asked: WhatIfRequest = validated(WhatIfRequest, request, "what-if")
-    run = Store(store).run(asked.run)
-    return what_if(subject_of(run, asked.step, asked.length, asked.n, asked.seed), asked).model_dump(mode="json")
+    run = warm.store.run(asked.run)
+    loaded = warm.model(asked.run, asked.step)
+    task, config = loaded[1], run.config
+    split = warm.keep(("split", run.name, config.hash()), lambda: task.split(config.seed, config.data))
+    return what_if(subject_of(run, asked, loaded, split), asked).model_dump(mode="json")
 
 
-def subject_of(run: Run, step: int | None, length: int | None, n: int, seed: int) -> Subject:
-    """A checkpoint with its sequences; kept in memory until its files change."""
-    refs = {ref.step: ref for ref in run.checkpoints(rolling=True)}
-    found = refs.get(max(refs) if step is None and refs else step)
-    if found is None:
-        run.checkpoint(step)  # raises what is wrong
-        raise UsageError(f"run {run.name}: has no checkpoint {step}")
-    written = (found.path / "MANIFEST.json").stat().st_mtime_ns
-    return _subject(run, found.step, written, length, n, seed)
+def subject_of(
+    run: Run,
+    asked: WhatIfRequest,
+    loaded: "tuple[Transformer, Task, Checkpoint] | None" = None,
+    split: Split | None = None,
+) -> Subject:
+    """The checkpoint and the sequences that a request asks for; what is loaded already can be given.
 
-
-@lru_cache(maxsize=4)
-def _subject(run: Run, step: int, written: int, length: int | None, n: int, seed: int) -> Subject:
-    model, task, checkpoint = load_model(run, step)
-    length = max(task.lengths) if length is None else length
-    split = task.split(run.config.seed, run.config.data)
+    Raises:
+        InterpError: for a checkpoint or length that does not exist.
+    """
+    model, task, checkpoint = loaded or load_model(run, asked.step)
+    length = max(task.lengths) if asked.length is None else asked.length
     task.layout(length)
-    sequences = new_sequences(task, split, length, n, generator(seed, "what-if prompts", length))
+    split = split or task.split(run.config.seed, run.config.data)
+    sequences = new_sequences(task, split, length, asked.n, generator(asked.seed, "what-if prompts", length))
     decoder = decoder_of(model)
     with torch.no_grad():
         base = record(decoder, sequences.tokens)

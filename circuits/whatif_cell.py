@@ -1,7 +1,6 @@
 """The exact value of one cell of a patching heatmap, at any checkpoint: effect by prompt, mean and interval."""
 
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 from torch import Tensor
@@ -16,10 +15,11 @@ from circuits.patching import patch_heads
 from interp.config import Frozen, validated
 from interp.errors import UsageError
 from interp.rng import generator
-from interp.run import Store
 from interp.tasks.base import PairBatch
-from interp.train import load_model
 from probes.intervals import Estimate
+
+if TYPE_CHECKING:
+    from interp.worker import Warm
 
 
 class CellRequest(Frozen):
@@ -59,8 +59,8 @@ class CellAnswer(Frozen):
     donor: list[list[str]] = Field(description="of the prompt that is patched from; empty for ablations")
 
 
-def answer(store: str | Path, given: dict[str, Any]) -> dict[str, Any]:
-    """The exact value of a cell as plain values, for the warm worker.
+def answer(warm: "Warm", given: dict[str, Any]) -> dict[str, Any]:
+    """The request `patch_cell` of the warm worker: plain values in and out; see `CellRequest` and `CellAnswer`.
 
     Raises:
         InterpError: for a run, checkpoint, component, position or step that does not exist, naming it.
@@ -68,11 +68,12 @@ def answer(store: str | Path, given: dict[str, Any]) -> dict[str, Any]:
     asked: CellRequest = validated(CellRequest, given, "cell")
     options = asked.model_dump(exclude={"run", "component", "position", "t", "step"})
     checked = request(by=_unit(asked.component), t=str(asked.t), **options)
-    run = Store(store).run(asked.run)
-    model, task, checkpoint = load_model(run, asked.step)
+    run = warm.store.run(asked.run)
+    model, task, checkpoint = warm.model(asked.run, asked.step)
     length = task.lengths[-1] if asked.length is None else asked.length
-    held_out = task.split(run.config.seed, run.config.data).test.get(length)
-    pairs = pairs_of(task, checked, length, asked.t, held_out)
+    task.layout(length)
+    split = warm.keep(("split", run.name, run.config.hash()), lambda: task.split(run.config.seed, run.config.data))
+    pairs = pairs_of(task, checked, length, asked.t, split.test.get(length))
     names = position_names(task, pairs)
     if asked.position >= len(names):
         raise UsageError(f"position {asked.position}: the prompts of step {asked.t} have positions 0 to {pairs.query}")

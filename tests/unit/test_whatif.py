@@ -22,6 +22,7 @@ from interp.errors import ConfigError, NotExpressible, UnknownName, UsageError
 from interp.rng import generator
 from interp.run import Run, Store
 from interp.train import load_model
+from interp.worker import Warm
 from tests.truth.exported import exported
 from tests.unit.small_decoders import FAMILIES, logit_diff, prompts, small_decoder
 from tests.unit.test_decoder import VARIANTS, random_model
@@ -43,15 +44,21 @@ def store(tmp_path_factory):
     """A store with a solved polynomial run `solved`: two layers of one head, L1.H0 reads."""
     (trained,) = exported("polynomial-d32-s1")
     model, _, _ = trained.load()
-    folder = tmp_path_factory.mktemp("runs")
-    with Store(folder).create("solved", trained.config).writer() as writer:
+    folder = Store(tmp_path_factory.mktemp("runs"))
+    with folder.create("solved", trained.config).writer() as writer:
         writer.save(trained.step, model=model.state_dict(), optim={}, state={})
     return folder
 
 
 @pytest.fixture(scope="module")
+def warm(store) -> Warm:
+    """What the worker hands to a request."""
+    return Warm(store)
+
+
+@pytest.fixture(scope="module")
 def run(store) -> Run:
-    return Store(store).run("solved")
+    return store.run("solved")
 
 
 def hooked(model, layer: int, head: int, value) -> torch.Tensor:
@@ -172,9 +179,9 @@ def test_prompts_share_no_sequence_with_training_or_held_out_ones(run):
     assert {tuple(row) for row in short.tokens.tolist()} <= {tuple(row) for row in split.test[2].tolist()}
 
 
-def test_losing_the_reading_head_costs_more_than_its_controls(store):
+def test_losing_the_reading_head_costs_more_than_its_controls(warm):
     asked = {"run": "solved", "target": "L1.H0", "n": 64, "length": 10, "ablation": "mean"}
-    found = answer(store, asked)
+    found = answer(warm, asked)
     assert json.loads(json.dumps(found)) == found
     read = WhatIf.model_validate(found)
     assert read.exploratory and read.disjoint and "interp detect" in read.note
@@ -183,41 +190,42 @@ def test_losing_the_reading_head_costs_more_than_its_controls(store):
     assert kinds == ["head", *["random"] * 4] and read.controls[0].component == "L0.H0"
     assert all(one.lost.value < read.changed.lost.low for one in read.controls)
     assert "0 of these lose as much or more" in read.reading
-    assert answer(store, asked) == found
+    assert answer(warm, asked) == found
 
 
 def test_an_ablation_that_moves_nothing_is_not_tested(run):
-    subject = subject_of(run, None, 10, 16, 0)
+    asked = WhatIfRequest(run="solved", target="L1.H0", length=10, n=16)
+    subject = subject_of(run, asked)
     attn = dataclasses.replace(subject.decoder.layers[1].attn, W_O=torch.zeros_like(subject.decoder.layers[1].attn.W_O))
     layers = (subject.decoder.layers[0], dataclasses.replace(subject.decoder.layers[1], attn=attn))
     dead = dataclasses.replace(subject.decoder, layers=layers)
     base = record(dead, subject.sequences.tokens)
-    found = what_if(dataclasses.replace(subject, decoder=dead, base=base), WhatIfRequest(run="solved", target="L1.H0"))
+    found = what_if(dataclasses.replace(subject, decoder=dead, base=base), asked)
     assert not found.changed.tested and found.reading.startswith("Not tested")
 
 
-def test_wrong_requests_say_what_is_wrong(store):
+def test_wrong_requests_say_what_is_wrong(warm):
     with pytest.raises(ConfigError, match="ablation"):
-        answer(store, {"run": "solved", "target": "L1.H0", "ablation": "maim"})
+        answer(warm, {"run": "solved", "target": "L1.H0", "ablation": "maim"})
     with pytest.raises(ConfigError, match="targett"):
-        answer(store, {"run": "solved", "targett": "L1.H0"})
+        answer(warm, {"run": "solved", "targett": "L1.H0"})
     with pytest.raises(UnknownName, match="checkpoint"):
-        answer(store, {"run": "solved", "target": "L1.H0", "step": 3})
+        answer(warm, {"run": "solved", "target": "L1.H0", "step": 3})
     with pytest.raises(UnknownName, match="solved"):
-        answer(store, {"run": "solvd", "target": "L1.H0"})
+        answer(warm, {"run": "solvd", "target": "L1.H0"})
     with pytest.raises(UsageError, match="length"):
-        answer(store, {"run": "solved", "target": "L1.H0", "length": 99})
+        answer(warm, {"run": "solved", "target": "L1.H0", "length": 99})
 
 
 @pytest.mark.parametrize("by", ["head,position", "edge,position", "layer,position"])
-def test_the_exact_value_of_a_cell_is_that_of_the_heatmap(store, run, by):
+def test_the_exact_value_of_a_cell_is_that_of_the_heatmap(warm, run, by):
     options = {"pairs": "input", "length": 5, "n": 12, "metric": "logit-diff"}
     found = patch_run(run, request(by=by, t="3", **options))
     cells = cells_of(found)[0]
     for row in (0, len(cells) // 2, -1):
         cell = max(cells[row], key=lambda one: abs(one.effect.value))
         exact = exact_cell(
-            store, {"run": "solved", "component": cell.component, "position": cell.pos, "t": 3, **options}
+            warm, {"run": "solved", "component": cell.component, "position": cell.pos, "t": 3, **options}
         )
         assert exact["effect"]["value"] == pytest.approx(cell.effect.value, rel=1e-3, abs=1e-4)
         assert exact["effect"]["low"] == pytest.approx(cell.effect.low, rel=1e-3, abs=1e-4)
@@ -226,7 +234,7 @@ def test_the_exact_value_of_a_cell_is_that_of_the_heatmap(store, run, by):
         assert sum(exact["effects"]) / 12 == pytest.approx(exact["effect"]["value"], abs=1e-9)
 
 
-def test_a_cell_that_does_not_exist_is_refused_by_name(store):
+def test_a_cell_that_does_not_exist_is_refused_by_name(warm):
     for wrong, what in (({"component": "Q7"}, "Q7"), ({"position": 99}, "position 99"), ({"t": 77}, "77")):
         with pytest.raises(UsageError, match=what):
-            exact_cell(store, {"run": "solved", "component": "L1.H0", "position": 1, "t": 1, "length": 5, **wrong})
+            exact_cell(warm, {"run": "solved", "component": "L1.H0", "position": 1, "t": 1, "length": 5, **wrong})

@@ -1,0 +1,124 @@
+"""The command `interp probe`."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from probes.outputs import EmbeddingSummary, LensSummary, ProbeOutput
+    from probes.run_probes import Tell
+
+
+def probe(
+    run: Annotated[str, typer.Argument(help="Run to probe, as listed by `interp runs ls`.")],
+    what: Annotated[
+        str, typer.Option(help="lens (logit lens by layer and position), embedding (2-D trajectory), or both.")
+    ] = "lens,embedding",
+    checkpoints: Annotated[str, typer.Option(help="all, last, or one step; the embedding takes all.")] = "all",
+    length: Annotated[
+        int | None, typer.Option(min=1, help="Inputs of the lens sequences; 8, or the longest, if not given.")
+    ] = None,
+    n: Annotated[int, typer.Option("--n", min=2, help="Held-out sequences of the lens.")] = 128,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the sequences and the intervals.")] = 0,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Compute again, even what is stored.")] = False,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+    store: Annotated[Path, typer.Option(help="Folder that holds the runs.")] = Path("runs"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Look into the checkpoints of a run: what each layer would answer, and where the embeddings move."""
+    from interp.run import Store
+
+    kinds = wanted(what)
+    opened = Store(store).run(run)
+    import torch
+
+    from interp.console import print_json
+    from probes.run_probes import LensProbes, embedding_run, lens_run, steps_of
+    from probes.summary import output_of
+
+    torch.set_num_threads(threads)
+    asked = LensProbes(length, n, seed)
+    with counter() as tell:
+        steps = steps_of(opened, checkpoints)
+        keys = lens_run(opened, steps, asked, tell, fresh) if "lens" in kinds else []
+        path = embedding_run(opened, steps_of(opened, "all"), tell, fresh) if "embedding" in kinds else None
+    output = output_of(opened, steps, keys, path)
+    if as_json:
+        print_json(output)
+    else:
+        show(output)
+
+
+COMMANDS = {"probe": probe}
+
+
+def wanted(what: str) -> list[str]:
+    """The probes of a comma list.
+
+    Raises:
+        UnknownName: for a word that is none.
+    """
+    from interp.errors import UnknownName
+
+    known = ("lens", "embedding")
+    words = [word.strip() for word in what.split(",")]
+    for word in words:
+        if word not in known:
+            raise UnknownName("word of --what", word, known)
+    return words
+
+
+def show(output: "ProbeOutput") -> None:
+    """Tables, and the next step."""
+    from interp.console import say
+
+    if output.lens is not None:
+        _show_lens(output.lens)
+    if output.embedding is not None:
+        _show_embedding(output.embedding)
+    say("stored in the run; see it: interp dash")
+
+
+def _show_lens(lens: "LensSummary") -> None:
+    from rich.table import Table
+
+    from interp.console import out, say
+
+    title = f"Probability of the right state by depth, {lens.n} held-out sequences of length {lens.length}"
+    table = Table("step", *lens.depths, "first from", title=title)
+    for point in lens.points:
+        table.add_row(f"{point.step:,}", *(f"{value:.3f}" for value in point.probability), point.answered_from or "-")
+    out().print(table)
+    say("first from: the depth from which on the right state is the most probable for 90 % of the states")
+
+
+def _show_embedding(embedding: "EmbeddingSummary") -> None:
+    from interp.console import say
+
+    for one in embedding.explained:
+        last, first = (" + ".join(f"{share:.1%}" for share in shares) for shares in (one.last, one.first))
+        say(
+            f"{one.what}: the plane shows {last} of the variance of {one.n} {one.what}, {first} at the first checkpoint"
+        )
+
+
+@contextmanager
+def counter() -> "Iterator[Tell]":
+    """A progress bar on stderr for counted work; silent where stderr is no terminal."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from interp.console import err
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err(), transient=True, disable=not err().is_terminal) as bar:
+        rows: dict[str, int] = {}
+
+        def tell(what: str, done: int, of: int) -> None:
+            if what not in rows:
+                rows[what] = bar.add_task(what, total=of)
+            bar.update(rows[what], completed=done, total=of)
+
+        yield tell
