@@ -1,4 +1,4 @@
-"""The command `interp probe`."""
+"""The command `interp probe`, with `interp patterns` mounted beside it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from probes.cli_patterns import patterns
 
 if TYPE_CHECKING:
     from probes.outputs import EmbeddingSummary, LensSummary, ProbeOutput
@@ -52,7 +54,7 @@ def probe(
         show(output)
 
 
-COMMANDS = {"probe": probe}
+COMMANDS = {"probe": probe, "patterns": patterns}
 
 
 def wanted(what: str) -> list[str]:

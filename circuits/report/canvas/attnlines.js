@@ -39,7 +39,7 @@ const AttnLines = (() => {
     pen.setLineDash([]);
     view.bytes(view.cell.q).forEach((v, k) => {
       const p = AttnData.level(v);
-      if (k <= view.lastKey(view.cell.q) && p > 0.004) line(view.cell.q, k, 0.15 + p, ink.accent, 1 + 3 * p);
+      if (k <= view.lastKey(view.cell.q) && p > 0.01) line(view.cell.q, k, 0.1 + p, ink.accent, 1 + 3 * p);
     });
     names(pen, view);
   }

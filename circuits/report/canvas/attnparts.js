@@ -74,7 +74,7 @@ const AttnParts = (() => {
     return root;
   }
 
-  function legend(parts, data) {
+  function legend(parts) {
     const root = el("div", "ag-legend");
     parts.ramp = el("canvas", "ag-ramp", null, { width: "256", height: "1", "aria-hidden": "true" });
     const ticks = el("div", "ag-ticks", null, { "aria-hidden": "true" });
@@ -84,7 +84,6 @@ const AttnParts = (() => {
       ticks.append(tick);
     }
     root.append(el("span", "", "Attention, square-root scale"), parts.ramp, ticks);
-    if (data.note) root.append(el("span", "ag-note", data.note));
     return root;
   }
 
@@ -95,7 +94,9 @@ const AttnParts = (() => {
     parts.title = el("div", "ag-title");
     parts.plot = el("canvas", "ag-plot", null, { tabindex: "0", role: "application", "aria-describedby": id });
     parts.hint = el("div", "ag-hint", HINT, { id });
-    root.append(parts.title, parts.plot, legend(parts, data), parts.hint);
+    root.append(parts.title, parts.plot, legend(parts));
+    if (data.note) root.append(el("div", "ag-hint", data.note));
+    root.append(parts.hint);
     return root;
   }
 

@@ -1,6 +1,7 @@
 /* AttnView: what AttnGrid draws and says of its present state; it reads no event. */
 const AttnView = (() => {
   const [THUMB, WHOLE, PART] = [168, 512, 192]; // px of a thumbnail; tokens drawn whole; tokens of a part
+  const FITS = 0.3; // mean attention on targets from which a head is said to be on them
   const { clamp } = AttnDraw;
   const { headName } = AttnParts;
   const { level } = AttnData;
@@ -53,17 +54,27 @@ const AttnView = (() => {
       return row.indexOf(Math.max(...row));
     }
 
-    /* Mean attention of a head on the targets of its role, or of the role it fits best: [role, mean]. */
-    scoreOf(layer, head) {
+    /* Mean attention of a head on the targets of each role that it may have, the largest first: [[role, mean], ...]. */
+    scoresOf(layer, head, step = this.now.step) {
       const role = this.roleOf(layer, head);
       const own = this.example.targets.filter(([name]) => !role || role.startsWith(name));
       const means = own.map(([name, pairs]) => {
-        const sum = pairs.reduce((all, [q, k]) => all + level(this.example.byte(this.now.step, layer, head, q, k)), 0);
+        const sum = pairs.reduce((all, [q, k]) => all + level(this.example.byte(step, layer, head, q, k)), 0);
         return [name, sum / Math.max(1, pairs.length)];
       });
-      return means.sort((a, b) => b[1] - a[1])[0] || null;
+      return means.sort((a, b) => b[1] - a[1]);
     }
 
+    /* Targets of the head's role; without one, of the role it fits at the last checkpoint; of all where it fits none. */
+    targetsOf(layer, head) {
+      const role = this.roleOf(layer, head);
+      const best = this.scoresOf(layer, head, this.data.steps.length - 1)[0];
+      const fits = role || (best && best[1] >= FITS ? best[0] : "");
+      const own = this.example.targets.filter(([name]) => fits.startsWith(name));
+      return own.length ? own : this.example.targets;
+    }
+
+    /* The head with a role, reading before others; without roles the one that fits some targets best at the end. */
     chooseStart() {
       const named = Object.entries(this.data.roles);
       const start = named.find(([, role]) => role.startsWith("reading")) || named[0];
@@ -71,13 +82,18 @@ const AttnView = (() => {
       if (parts) {
         this.now.layer = clamp(Number(parts[1]), 0, this.data.n_layers - 1);
         this.now.head = clamp(Number(parts[2]), 0, this.data.n_heads - 1);
+      } else if (this.example.targets.length) {
+        const all = Array.from({ length: this.data.n_layers * this.data.n_heads }, (_, i) => i);
+        const score = (i) => this.scoresOf(Math.floor(i / this.data.n_heads), i % this.data.n_heads)[0][1];
+        const best = all.reduce((a, b) => (score(b) > score(a) ? b : a));
+        this.now.layer = Math.floor(best / this.data.n_heads);
+        this.now.head = best % this.data.n_heads;
       }
       this.chooseCell();
     }
 
     chooseCell() {
-      const role = this.roleOf(this.now.layer, this.now.head);
-      const own = this.example.targets.find(([name]) => role && role.startsWith(name)) || this.example.targets[0];
+      const own = this.targetsOf(this.now.layer, this.now.head)[0];
       const pairs = own ? own[1] : [];
       const pair = pairs[Math.floor(pairs.length / 2)];
       this.now.q = pair ? pair[0] : this.example.queries.length - 1;
@@ -156,17 +172,15 @@ const AttnView = (() => {
       const on = layer === this.now.layer && head === this.now.head;
       button.setAttribute("aria-pressed", String(on));
       button.tabIndex = on ? 0 : -1;
-      const best = this.scoreOf(layer, head);
+      const best = this.scoresOf(layer, head)[0];
       score.textContent = best ? best[1].toFixed(2) : "";
       if (!best) return;
       button.title = `mean attention on the ${best[0]} targets`;
-      if (!this.roleOf(layer, head)) found.textContent = best[1] >= 0.3 ? `on ${best[0]} targets` : "\u00a0";
+      if (!this.roleOf(layer, head)) found.textContent = best[1] >= FITS ? `on ${best[0]} targets` : "\u00a0";
     }
 
     outlines() {
-      const role = this.roleOf(this.now.layer, this.now.head);
-      const own = this.example.targets.filter(([name]) => !role || role.startsWith(name));
-      return this.now.targets ? own.flatMap(([, pairs]) => pairs) : [];
+      return this.now.targets ? this.targetsOf(this.now.layer, this.now.head).flatMap(([, pairs]) => pairs) : [];
     }
 
     /* The enlarged picture, kept while only the cell under the pointer changes. */

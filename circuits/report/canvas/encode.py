@@ -61,6 +61,17 @@ def kept_keys(n_queries: int, n_keys: int) -> int:
     return TOP if max(n_queries, n_keys) > WHOLE else 0
 
 
+def sparse_text(pattern: Float[np.ndarray, "layer head q_pos k_pos"], top: int) -> str:
+    """Base64 of a frame of the `top` strongest keys of each query."""
+    return base64.b64encode(frame_bytes(pattern, top)).decode("ascii")
+
+
+def thinned(count: int, frame: int, budget: int) -> list[int]:
+    """Places of the frames that fit: all of `count`, or the first, the last and evenly chosen ones."""
+    keep = max(2, min(count, budget // max(1, frame)))
+    return sorted({round(place * (count - 1) / max(keep - 1, 1)) for place in range(min(keep, count))})
+
+
 def grid_data(
     examples: list[dict[str, Any]],
     *,
