@@ -1,6 +1,6 @@
 """Runs with a circuit in place: readers get current writes over the kept edges and ablated ones over all others."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Unpack
 
 import torch
@@ -13,11 +13,12 @@ from circuits.engine.plan import free_memory
 from circuits.engine.record import Record
 from circuits.engine.runs import Given, Options, as_decoder, replaced, runs_for
 from circuits.graph import edge_graph
-from circuits.masked_patterns import MOST_SENDERS, attention, codes, patterns
+from circuits.masked_attention import attention, by_head, for_each_query_head
 from circuits.metrics import Metric, metric_rows
 from interp.decoder import Layer, normed
 from interp.errors import NotExpressible, UsageError
 
+CHUNK_BYTES = 48 << 20  # beyond it freed memory goes back to the system, and a circuit takes half as long again
 NORMED = "a block renormalises the residual stream itself, so that what a reader gets is no sum over edges"
 
 
@@ -70,9 +71,7 @@ class MaskedRuns:
         self.base_logits = decoder_logits(self.decoder, runs.base)[self.rows.prompt, self.rows.pos]
         self.clean = metric_value(self.decoder, runs.base, runs.base, runs.metric, runs.rows)
         self._sum_ablations()
-        n_pos = runs.base.final.shape[1]
-        key, query = torch.triu_indices(n_pos, n_pos, device=runs.base.final.device)
-        self.key_pos, self.query_pos, self.n_pos = key, query, n_pos
+        self.n_pos = runs.base.final.shape[1]
         self.ablated = self.values(runs.base.final.new_zeros(1, *self.graph.exists.shape))[0]
 
     def values(
@@ -98,15 +97,16 @@ class MaskedRuns:
         return torch.stack(found)
 
     def at_once(self, kept: Tensor) -> int:
-        """Circuits that fit the memory budget together."""
-        return max(1, min(len(kept), 64, self.max_bytes // self.bytes_each(kept.dim() == 5)))
+        """Circuits that are run together: few enough for the memory budget, and to use the same memory again."""
+        return max(1, min(len(kept), 64, min(self.max_bytes, CHUNK_BYTES) // self.bytes_each(kept.dim() == 5)))
 
     def bytes_each(self, by_position: bool) -> int:
-        """Memory of one circuit's run at its peak: what senders write, and the inputs of one layer's heads."""
+        """Memory of one circuit's run at its peak: what senders write, and one layer's inputs or scores by sender."""
         n_prompts, n_pos, d_model = self.writes[0].shape
-        inputs = max(len(layer.attn.W_Q) + 2 * len(layer.attn.W_K) for layer in self.decoder.layers)
-        per_row = 2 * len(self.graph.senders) + 3 * inputs * ((n_pos + 1) // 2 if by_position else 1)
-        return n_prompts * n_pos * d_model * per_row * self.writes[0].element_size()
+        heads = max(len(layer.attn.W_Q) + 2 * len(layer.attn.W_K) for layer in self.decoder.layers)
+        n_senders = len(self.graph.senders)
+        width = 2 * n_senders * d_model + 3 * heads * (n_pos * (n_senders + 1) if by_position else d_model)
+        return n_prompts * n_pos * width * self.writes[0].element_size()
 
     def run(
         self, kept: Tensor, at: tuple[Int[Tensor, "row"], Int[Tensor, "row"]] | None = None
@@ -114,78 +114,64 @@ class MaskedRuns:
         """Logits of all circuits at (prompt, position) rows; at the metric's rows if none are given."""
         at = (self.rows.prompt, self.rows.pos) if at is None else at
         stream = Stream(kept, len(self.graph.senders), self)
-        stream.add((self.writes[0] - self.ablations[0])[None].expand(len(kept), -1, -1, -1))
+        stream.add(self.writes[0][None].expand(len(kept), -1, -1, -1), self.ablations[0])
+        every = torch.arange(self.n_pos, device=at[1].device)
         receiver, sender = 0, 1
         for number, layer in enumerate(self.decoder.layers):
             n_heads, n_kv = len(layer.attn.W_Q), len(layer.attn.W_K)
-            outs = self._heads(number, layer, stream, receiver)  # [circuit head batch pos d_model]
+            place = at[1].unique() if number == len(self.decoder.layers) - 1 else every  # nothing else reads the last
+            outs = self._heads(number, layer, stream, receiver, place)  # [circuit head batch place d_model]
             receiver += n_heads + 2 * n_kv
             before = stream.count
             for head in range(n_heads):
-                stream.add(outs[:, head] - self.ablations[sender + head])
+                stream.add(outs[:, head], self.ablations[sender + head], place)
             sender += n_heads
             if layer.mlp is not None:
                 reads = before if layer.parallel else stream.count
-                x = stream.mixed([receiver], self.before_mlp[number], reads)[:, 0]
-                stream.add(layer.mlp(normed(layer.ln2, x)) - self.ablations[sender])
+                x = stream.mixed([receiver], self.before_mlp[number], reads, place)[:, 0]
+                stream.add(layer.mlp(normed(layer.ln2, x)), self.ablations[sender], place)
                 receiver, sender = receiver + 1, sender + 1
         return self.decoder.logits(stream.final(receiver, self.before_logits, at))
 
-    def _heads(self, number: int, layer: Layer, stream: "Stream", first: int) -> Tensor:
-        """What every head of a layer writes, [circuit head batch pos d_model]."""
+    def _heads(self, number: int, layer: Layer, stream: "Stream", first: int, place: Int[Tensor, "place"]) -> Tensor:
+        """What every head of a layer writes at some places, [circuit head batch place d_model]."""
         attn, before = layer.attn, self.before[number]
         n_heads, n_kv = len(attn.W_Q), len(attn.W_K)
         keys = first + n_heads
         slots = [range(first, keys), range(keys, keys + n_kv), range(keys + n_kv, keys + 2 * n_kv)]
-        q = self._read(layer, stream.mixed(slots[0], before), attn.W_Q, attn.b_Q, None)
-        if stream.patterned:
-            delta = stream.senders(stream.count)[: 1 if number == 0 else None]  # all circuits share the embedding
-            seen = [codes(stream.kept[:, : stream.count, list(some)]) for some in slots[1:]]
-            z = attention(layer, self._turned(layer, q, None), patterns(delta, before), *seen)
-        elif stream.by_position:
-            k, v = (
-                self._read(layer, stream.mixed_pairs(some, before), w, b, place)
-                for some, w, b, place in (
-                    (slots[1], attn.W_K, attn.b_K, self.key_pos),
-                    (slots[2], attn.W_V, attn.b_V, None),
-                )
-            )
-            q = self._turned(layer, q, None)
-            z = self._attend_pairs(layer, q, k, v)
+        q = self._read(layer, stream.mixed(slots[0], before, place=place), attn.W_Q, attn.b_Q)
+        q = self._turned(layer, q, place)
+        if stream.by_position:
+            parts, shares = stream.parts_for(before, slots[1:], place, shared=number == 0)
+            z = attention(layer, q, place, parts, *shares)
         else:
-            k = self._read(layer, stream.mixed(slots[1], before), attn.W_K, attn.b_K, None)
-            v = self._read(layer, stream.mixed(slots[2], before), attn.W_V, attn.b_V, None)
-            q, k = self._turned(layer, q, None), self._turned(layer, k, None)
-            k, v = (x.repeat_interleave(attn.group, 1) for x in (k, v))
+            k = self._read(layer, stream.mixed(slots[1], before), attn.W_K, attn.b_K)
+            v = self._read(layer, stream.mixed(slots[2], before), attn.W_V, attn.b_V)
+            k = self._turned(layer, k, torch.arange(self.n_pos, device=place.device))
+            k, v = (for_each_query_head(x, attn.group) for x in (k, v))
+            whole = len(place) == self.n_pos
+            earlier = None if whole else torch.arange(self.n_pos, device=place.device) <= place[:, None]
             z = F.scaled_dot_product_attention(
-                *(x.transpose(1, 2).flatten(0, 1) for x in (q, k, v)), is_causal=True, scale=attn.scale
-            )  # [circuit*batch head pos d_head]
+                *(x.transpose(1, 2).flatten(0, 1) for x in (q, k, v)),
+                attn_mask=earlier,
+                is_causal=whole,
+                scale=attn.scale,
+            )  # [circuit*batch head place d_head]
             z = z.unflatten(0, (len(q), -1)).transpose(1, 2)
-        return z @ attn.W_O[:, None]
+        return by_head(z, attn.W_O)
 
     @staticmethod
-    def _turned(layer: Layer, x: Tensor, place: Tensor | None) -> Tensor:
+    def _turned(layer: Layer, x: Tensor, place: Int[Tensor, "row"]) -> Tensor:
         """Rotary positions of [circuit head batch row d_head], where the model has them."""
         if layer.attn.rotary is None:
             return x
-        place = torch.arange(x.shape[3], device=x.device) if place is None else place
         return layer.attn.rotary(x.movedim(1, 3), place[None, None]).movedim(3, 1)
 
-    def _read(self, layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None, place: Tensor | None) -> Tensor:
-        """Projection of each head's own input, [circuit head batch row d_head]; turned where given places."""
-        out = normed(layer.ln1, x) @ weight[:, None]
-        out = out if bias is None else out + bias[:, None, None]
-        return out if place is None else self._turned(layer, out, place)
-
-    def _attend_pairs(self, layer: Layer, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """z where every query has its own keys and values: k and v are [circuit head batch pair d_head]."""
-        group, n_pos = layer.attn.group, self.n_pos
-        k, v = (x.repeat_interleave(group, 1) for x in (k, v))
-        scores = (q[..., self.query_pos, :] * k).sum(-1) * layer.attn.scale  # [circuit head batch pair]
-        square = scores.new_full((*scores.shape[:-1], n_pos, n_pos), -torch.inf)
-        square[..., self.query_pos, self.key_pos] = scores
-        weight = square.softmax(-1)[..., self.query_pos, self.key_pos]
-        return q.new_zeros(*q.shape[:-1], v.shape[-1]).index_add(3, self.query_pos, weight[..., None] * v)
+    @staticmethod
+    def _read(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Projection of each head's own input, [circuit head batch row d_head]."""
+        out = by_head(normed(layer.ln1, x), weight)
+        return out if bias is None else out + bias[:, None, None]
 
     def _outputs(self, run: Record) -> list[Float[Tensor, "batch pos d_model"]]:
         """What every sender writes in a recorded run."""
@@ -217,18 +203,21 @@ class Stream:
     def __init__(self, kept: Tensor, n_senders: int, runs: MaskedRuns):
         self.kept, self.runs, self.count = kept, runs, 0
         self.by_position = kept.dim() == 5
-        self.whole = self.by_position and not kept.requires_grad and bool(((kept == 0) | (kept == 1)).all())
         shape = (len(kept), n_senders, *runs.writes[0].shape)
         self.buffer = None if kept.requires_grad else runs.writes[0].new_empty(shape)
         self.parts: list[Tensor] = []
 
-    @property
-    def patterned(self) -> bool:
-        """Whether so few senders write before this place that readers see few different inputs."""
-        return self.whole and self.count <= MOST_SENDERS
-
-    def add(self, delta: Float[Tensor, "circuit batch pos d_model"]) -> None:
-        """Book the next sender's difference."""
+    def add(
+        self,
+        out: Float[Tensor, "circuit batch place d_model"],
+        ablated: Float[Tensor, "batch pos d_model"],
+        place: Int[Tensor, "place"] | None = None,
+    ) -> None:
+        """Book what the next sender writes; where it was not run its difference stays 0, which nothing reads."""
+        every = place is None or len(place) == ablated.shape[1]
+        delta = out - (ablated if every else ablated[:, place])
+        if not every:
+            delta = delta.new_zeros(len(delta), *ablated.shape).index_copy(2, place, delta)
         if self.buffer is None:
             self.parts.append(delta)
         else:
@@ -239,22 +228,34 @@ class Stream:
         """The first differences."""
         return torch.stack(self.parts[:count], 1) if self.buffer is None else self.buffer[:, :count]
 
-    def mixed(self, receivers, before: Tensor, count: int | None = None) -> Tensor:
-        """Input of each receiver, [circuit receiver batch pos d_model]."""
+    def mixed(self, receivers, before: Tensor, count: int | None = None, place: Tensor | None = None) -> Tensor:
+        """Input of each receiver, [circuit receiver batch pos d_model], or at some places of it."""
         count = self.count if count is None else count
         kept, some = self.kept[:, :count, list(receivers)], self.senders(count)
+        if place is not None and len(place) < before.shape[1]:
+            some, before = some[..., place, :], before[:, place]
         if self.by_position:
             own = kept.diagonal(dim1=-2, dim2=-1)  # [circuit sender receiver pos]
+            own = own if place is None else own[..., place]
             return torch.einsum("csrp,csbpd->crbpd", own, some) + before
-        mix = kept.transpose(1, 2) @ some.flatten(2)  # [circuit receiver batch*pos*d_model]
+        mix = kept.transpose(1, 2) @ some.flatten(2)  # [circuit receiver batch*place*d_model]
         return mix.unflatten(2, before.shape) + before
 
-    def mixed_pairs(self, receivers, before: Tensor) -> Tensor:
-        """Input of each receiver as each query sees it, [circuit receiver batch pair d_model]."""
-        key, query = self.runs.key_pos, self.runs.query_pos
-        own = self.kept[:, : self.count, list(receivers)][..., key, query]  # [circuit sender receiver pair]
-        some = self.senders(self.count)[..., key, :]  # [circuit sender batch pair d_model]
-        return torch.einsum("csrt,csbtd->crbtd", own, some) + before[:, key]
+    def parts_for(
+        self, before: Tensor, slots: Sequence[range], place: Tensor, shared: bool
+    ) -> tuple[Float[Tensor, "one part batch pos d_model"], list[Float[Tensor, "circuit slot part pos query"]]]:
+        """The ablated stream and the senders' differences, and how much of each the queries at some places read.
+
+        Args:
+            shared: all circuits have the same differences: those of the embedding.
+        """
+        delta = self.senders(self.count)[: 1 if shared else None]
+        parts = torch.cat((before[None, None].expand(len(delta), 1, *before.shape), delta), 1)
+        shares = []
+        for some in slots:
+            own = self.kept[:, : self.count, list(some)][..., place].transpose(1, 2)  # [circuit slot sender pos query]
+            shares.append(torch.cat((torch.ones_like(own[:, :, :1]), own), 2))
+        return parts, shares
 
     def final(self, receiver: int, before: Tensor, at: tuple[Tensor, Tensor]) -> Float[Tensor, "circuit row d_model"]:
         """The stream that the logits read, at some (prompt, position) rows."""

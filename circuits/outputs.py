@@ -134,11 +134,26 @@ class HeadsOutput(Output):
     detections: list[HeadDetection] = Field(description="one for each head type")
 
 
+class ExportOutput(Output):
+    """`interp export SOURCE --to FORMAT --json`."""
+
+    kind: Literal["export"] = "export"
+    model: str = Field(description="run, folder or file that the circuit or the model is of")
+    step: int | None = Field(description="checkpoint; null: unknown")
+    to: str
+    n_kept: int | None = Field(description="edges of the circuit; null: a model was written")
+    n_live: int | None
+    files: dict[str, str]
+    notes: list[str] = Field(description="what the format cannot say, and what was added or not known")
+
+
 OUTPUTS: dict[str, type[Output]] = {
     "detect": DetectOutput,
+    "circuit": CircuitOutput,
     "report": ReportOutput,
     "verify": VerifyOutput,
     "demo": DemoOutput,
     "patch": PatchOutput,
     "heads": HeadsOutput,
+    "export": ExportOutput,
 }
