@@ -2,15 +2,29 @@
 
 from collections import Counter
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from circuits.detectors.base import Interval
 from circuits.outputs import PatchCheck, PatchEffect, PatchOutput, PatchStep
 from circuits.patch_command.cells import Cell, Cells, of_runs, strongest
 from circuits.patch_command.panels import panels_of
 from circuits.patch_command.run import RunPatches, StepPatches
-from circuits.patch_command.words import TOP, caption, facts, heading, legend, reading, table
+from circuits.patch_command.words import (
+    METRICS,
+    PAIRS,
+    TOP,
+    caption,
+    facts,
+    heading,
+    intervention,
+    legend,
+    reading,
+    table,
+)
 from circuits.report.heatmap import heatmap
 from circuits.report.heatmap_page import PatchPage, render_page
 from circuits.report.numbers import count
@@ -38,7 +52,9 @@ def write_patches(found: RunPatches, cells: Cells, folder: Path) -> PatchOutput:
     files = {kind: str(folder / f"{found.key}.{kind}") for kind in ("json", *texts)}
     output = output_of(found, cells, files)
     payload = {"patch": output.model_dump(mode="json", exclude={"files"})}  # a run folder holds no absolute path
-    write_analysis(folder, found.key, payload, arrays_of(found))
+    write_analysis(
+        folder, found.key, payload | {"drawn": drawn_of(found, cells)}, arrays_of(found) | shown_arrays(cells)
+    )
     return output
 
 
@@ -106,6 +122,37 @@ def arrays_of(found: RunPatches) -> dict[str, Any]:
         named |= {"clean": step.pairs.clean, "donor": step.pairs.donor, "right": step.right}
         arrays |= {f"{name}.t{step.t}": value.cpu().numpy() for name, value in named.items() if value is not None}
     return arrays
+
+
+def drawn_of(found: RunPatches, cells: Cells) -> dict[str, Any]:
+    """Names and words that a reader of the stored heatmap needs, so that it computes nothing; see `stored.py`."""
+    return {
+        "saved": datetime.now(UTC).isoformat(timespec="microseconds"),
+        "components": list(found.steps[0].components),
+        "places": {str(step.t): list(step.places) for step in found.steps},
+        "reasons": reasons_of(cells),
+        "intervention": intervention(found),
+        "metric": METRICS[found.request.metric],
+        "pairs": PAIRS[found.request.pairs],
+        "raises": legend(found).raises,
+        "lowers": legend(found).lowers,
+    }
+
+
+def shown_arrays(cells: Cells) -> dict[str, np.ndarray]:
+    """Mean effect, its interval and the number of its reason (0: it was run) by step, [component place]."""
+    reasons, arrays = reasons_of(cells), {}
+    for step in cells:
+        t = step[0][0].t
+        for name in ("value", "low", "high"):
+            arrays[f"{name}.t{t}"] = np.array([[getattr(cell.effect, name) for cell in row] for row in step])
+        arrays[f"skipped.t{t}"] = np.array([[reasons.index(cell.skipped) for cell in row] for row in step], np.uint8)
+    return arrays
+
+
+def reasons_of(cells: Cells) -> list[str]:
+    """Why effects were not run, the empty word first."""
+    return ["", *sorted({cell.skipped for step in cells for row in step for cell in row} - {""})]
 
 
 def _step(found: RunPatches, step: StepPatches) -> PatchStep:

@@ -17,6 +17,7 @@ from circuits.patch_command.files import write_patches
 from circuits.patch_command.panels import panels_of
 from circuits.patch_command.request import SINGLE, UNITS, request
 from circuits.patch_command.run import RunPatches, pairs_of, patch_run
+from circuits.patch_command.stored import stored_patches, through_training
 from circuits.patching import patch_heads
 from circuits.report.heatmap import HeatCell, Legend, Panel, heatmap
 from interp.analysis import read_analysis, read_arrays
@@ -332,6 +333,24 @@ def test_files_hold_the_frame_the_arrays_and_one_offline_page(solved, tmp_path):
     }
     assert len(kinds["up"]) >= LENGTH and kinds["flat"]
     assert set(re.findall(r"https?://[^\"' <]+", page)) == {"http://www.w3.org/2000/svg"}
+
+
+def test_a_stored_heatmap_reads_back_with_the_names_and_intervals_of_its_cells(run, solved):
+    cells = cells_of(solved)
+    write_patches(solved, cells, run.path / "analysis")
+    (stored,) = stored_patches(run)
+    arrays = stored.arrays(run)
+    assert (stored.step, stored.ts, stored.n(3)) == (solved.step, [step.t for step in solved.steps], N)
+    for step, rows in zip(solved.steps, cells, strict=True):
+        assert stored.places(step.t) == list(step.places)
+        for row, name in enumerate(stored.drawn["components"]):
+            for column, cell in enumerate(rows[row]):
+                shown = [float(arrays[f"{part}.t{step.t}"][row, column]) for part in ("value", "low", "high")]
+                assert shown == [cell.effect.value, cell.effect.low, cell.effect.high]
+                reason = stored.drawn["reasons"][arrays[f"skipped.t{step.t}"][row, column]]
+                assert (cell.component, cell.skipped) == (name, reason)
+    assert [one.key for one in through_training(stored_patches(run), stored.setting)] == [solved.key]
+    assert through_training(stored_patches(run), ("another", "setting")) == []
 
 
 def test_equal_patches_give_equal_numbers_and_keys(run, tmp_path):
