@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from circuits.cli_circuit import circuit
+from circuits.cli_export import export
 from circuits.cli_heads import heads
 from circuits.patch_command.cli import patch
 
@@ -146,7 +147,15 @@ def demo(
         raise typer.Exit(1)
 
 
-COMMANDS = {"detect": detect, "circuit": circuit, "heads": heads, "patch": patch, "report": REPORT, "demo": demo}
+COMMANDS = {
+    "detect": detect,
+    "circuit": circuit,
+    "heads": heads,
+    "patch": patch,
+    "report": REPORT,
+    "export": export,
+    "demo": demo,
+}
 
 
 def _which(checkpoints: str) -> tuple[int | None, bool]:

@@ -1,0 +1,1 @@
+"""Circuits and models in the formats of other programs, one file for each format."""

@@ -1,0 +1,57 @@
+"""JSON files of other programs and of our own read as plain objects, and written whole or not at all."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from interp.errors import StoreError
+from interp.files import disk_errors, read_bytes, replace
+
+MAX_BYTES = 256 << 20  # the edges of a large model as JSON
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object; NaN becomes None, as other programs write it for what has no score.
+
+    Raises:
+        StoreError: for a file that is missing, too large, or no JSON object.
+    """
+    data = read_bytes(path, MAX_BYTES)
+    try:
+        body = json.loads(data.decode("utf-8"), parse_constant=_constant)
+    except (ValueError, RecursionError) as error:
+        raise StoreError(f"{path}: not valid JSON ({str(error)[:120]}); the file is damaged") from None
+    if not isinstance(body, dict):
+        raise StoreError(f"{path}: expected a JSON object, found {type(body).__name__}")
+    return body
+
+
+def _constant(text: str) -> None:
+    if text != "NaN":
+        raise ValueError(f"{text} is no score")
+
+
+def write_object(path: Path, body: dict[str, Any], *, indent: int | None = None) -> None:
+    """Write a JSON object with its keys in the order given; equal objects give equal bytes."""
+    text = json.dumps(body, ensure_ascii=False, allow_nan=False, indent=indent)
+    write_bytes(path, (text + "\n").encode("utf-8"))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file in one step, with the folder around it."""
+    with disk_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    replace(path, data)
+
+
+def of_type(body: dict[str, Any], key: str, kind: type, where: str) -> Any:
+    """A value of a file, of the type that the format asks for.
+
+    Raises:
+        StoreError: naming file and key where it is missing or of another type.
+    """
+    value = body.get(key)
+    if type(value) is not kind:
+        found = "nothing" if key not in body else type(value).__name__
+        raise StoreError(f"{where}: {key}: expected {kind.__name__}, found {found}")
+    return value

@@ -1,0 +1,60 @@
+"""Our own circuit.json: read from every file that holds one, and written."""
+
+from pathlib import Path
+from typing import Any
+
+from circuits.circuit import Circuit, CircuitFile
+from circuits.interchange.files import write_bytes
+from interp.config import validated
+from interp.errors import StoreError
+from interp.jsonfile import digest_of, encode
+
+FORMAT = 1
+KEY = "interp"  # under which our own record travels in files of other formats
+MAX_BYTES = 256 << 20
+
+
+def record_of(circuit: Circuit, notes: list[str]) -> dict[str, Any]:
+    """All that we know of a circuit, for a file whose format has no place for it."""
+    return {"format": FORMAT, "notes": notes, "circuit": circuit.to_file().model_dump(mode="json")}
+
+
+def circuit_of_record(record: Any, where: str) -> Circuit:
+    """The circuit of a record.
+
+    Raises:
+        StoreError: for a record that is damaged or newer than this program.
+    """
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        found = record.get("format") if isinstance(record, dict) else record
+        raise StoreError(f"{where}: {KEY}: format {found!r:.20}, this program reads {FORMAT}; update it")
+    return validated(CircuitFile, record.get("circuit"), f"{where}: {KEY}.circuit").circuit()
+
+
+def circuit_of_json(body: dict[str, Any], where: str) -> Circuit | None:
+    """The circuit of our own JSON: circuit.json, a discovery, or what `interp circuit --json` prints; None for others.
+
+    Raises:
+        StoreError: for a file that does not match its own check sum, or a discovery without a circuit.
+        ConfigError: for one that does not fit this version.
+    """
+    if "sha256" in body:
+        stated, body = body["sha256"], {key: value for key, value in body.items() if key != "sha256"}
+        if stated != digest_of(body):
+            raise StoreError(f"{where}: does not match its own check sum; the file is damaged or was edited")
+    if isinstance(body.get("discovery"), dict):
+        body = body["discovery"]
+    if "verdict" in body and "circuit" in body:
+        if body["circuit"] is None:
+            raise StoreError(f"{where}: holds no circuit: {body.get('headline', '')}")
+        body = body["circuit"]
+    if not {"shape", "edges", "provenance"} <= set(body):
+        return None
+    return validated(CircuitFile, body, where).circuit()
+
+
+def write_circuit(path: Path, circuit: Circuit) -> None:
+    """Write circuit.json with its own check sum."""
+    body = circuit.to_file().model_dump(mode="json")
+    body = {**body, "sha256": digest_of(body)}
+    write_bytes(path, encode(body, str(path), limit=MAX_BYTES, indent=1) + b"\n")
