@@ -15,7 +15,7 @@ from interp.adapters.weight_files import MAX_BYTES, Stored, real_file, shown
 from interp.errors import CheckpointError, StoreError
 from interp.files import opened
 
-MAX_PROGRAM, MAX_VALUES, MAX_DEPTH = 8 << 20, 1_000_000, 16
+MAX_PROGRAM, MAX_VALUES, MAX_DEPTH = 8 << 20, 300_000, 16
 
 
 def read_torch_file(path: Path, root: Path) -> Any:
@@ -100,7 +100,7 @@ def _values(real: Path, path: Path, record: str, one: Strided) -> Tensor:
     try:
         with zipfile.ZipFile(real) as archive:
             data = bytearray(archive.read(record))
-    except (zipfile.BadZipFile, EOFError, KeyError, OSError, NotImplementedError, struct.error) as error:
+    except (zipfile.BadZipFile, EOFError, LookupError, OSError, NotImplementedError, ValueError, struct.error) as error:
         raise CheckpointError(f"{path}: {shown(record)} cannot be read ({str(error)[:120]})") from None
     if not data:
         return torch.zeros(one.size, dtype=one.storage.dtype)
