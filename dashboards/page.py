@@ -32,6 +32,8 @@ class Page:
     run: Run | None
     address: Address
     names: tuple[str, ...] = field(default=(), repr=False)
+    pages: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    slots: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -118,7 +120,8 @@ class Page:
             n: number of prompts or pairs behind one number.
             exploratory: mark what one finds by clicking, until a held-out command confirms it.
         """
-        st.title(self.title)
+        left, self.slots["share"] = st.columns([6, 1], vertical_alignment="center")
+        left.title(self.title, anchor=False)
         if exploratory:
             st.badge(
                 "exploratory",
@@ -126,19 +129,24 @@ class Page:
                 help="Found by clicking on the prompts shown. `interp detect` or `interp circuit` confirms it on "
                 "held-out prompts.",
             )
-        st.caption(
-            f"direction: {plain(direction)} · ablation: {plain(ablation)} · "
-            f"pair family: {plain(family)} · n: {plain(n)}"
-        )
+        made = {"direction": direction, "ablation": ablation, "pair family": family}
+        if set(made.values()) == {NOT_GIVEN}:
+            made = {"direction, ablation, pair family": "none, nothing is intervened on here"}
+        st.caption(" · ".join(f"{name}: {plain(value)}" for name, value in {**made, "n": n}.items()))
 
     def share(self, command: str | None = None, python: str | None = None) -> None:
-        """A button with the full link to what is seen, the command that gives the same, and the Python for it.
+        """A button beside the title with the full link, the command that gives the same, and the Python for it.
+
+        Call it last, so that the link names everything that was read.
 
         Args:
             command: from `self.command(...)`; None where no command gives this.
             python: lines after `self.python_start()`; None where there is nothing to say.
         """
-        with st.popover("Share", icon=":material/share:", key=f"{self.view}.share"):
+        with (
+            self.slots.get("share", st.container()),
+            st.popover("Share", icon=":material/share:", key=f"{self.view}.share"),
+        ):
             st.markdown("**Copy link** (to exactly this state, for whoever sees this store)")
             st.code(self.link(), language=None, wrap_lines=True)
             if command:
@@ -151,6 +159,12 @@ class Page:
     def link(self) -> str:
         """The address with every parameter this rerun has read, defaults included."""
         return f"{st.context.url or '/' + self.view}?{urlencode(self.address.full())}"
+
+    def open(self, view: str, label: str, **parameters: Any) -> None:
+        """A link to another view of this dashboard with these parameters; nothing where there is no such view."""
+        if view in self.pages:
+            given = {name: str(value) for name, value in parameters.items() if value is not None}
+            st.page_link(self.pages[view], label=label, query_params=given)
 
     def command(self, *words: str, run: bool = True) -> str:
         """An `interp` command line for this run and store: command("detect", "--checkpoints", "all")."""

@@ -1,8 +1,9 @@
 """The script Streamlit runs: page settings, run picker, links to the views, then the one view asked for."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import streamlit as st
 
@@ -19,22 +20,26 @@ KEPT = ("run", "step", "layer", "head", "example")  # what goes along from view 
 
 
 def main(start: str | None = None) -> None:
-    """One rerun; `start` is the view shown where the address names none, the first of the list if not given."""
+    """One rerun.
+
+    Args:
+        start: the view shown where the address names none; if not given, the browser is sent on to the first one, so
+            that every view has its own path.
+    """
     st.set_page_config(
         page_title="interp", page_icon=str(Path(__file__).with_name("icon.png")), layout="wide", menu_items={}
     )
+    st.html(Path(__file__).with_name("page.css"))
     if reason := refusal():
         st.error(reason)
         st.stop()
     store, listed = open_store(), views()
-    first = start or listed[0].id
-    pages = {
-        view.id: st.Page(
-            partial(show, view, store), title=view.title, icon=view.icon, url_path=view.id, default=view.id == first
-        )
-        for view in listed
-    }
-    current = st.navigation(list(pages.values()), position="hidden")
+    pages: dict[str, Any] = {}
+    for view in listed:
+        script = partial(show, view, store, pages)
+        pages[view.id] = st.Page(script, title=view.title, icon=view.icon, url_path=view.id, default=view.id == start)
+    door = [] if start else [st.Page(partial(_go, pages[listed[0].id]), title="interp", default=True)]
+    current = st.navigation([*door, *pages.values()], position="hidden")
     names = tuple(store.names())
     with st.sidebar:
         st.markdown("### interp")
@@ -43,6 +48,11 @@ def main(start: str | None = None) -> None:
         for view in listed:
             st.page_link(pages[view.id], query_params=kept)
     current.run()
+
+
+def _go(page: Any) -> None:
+    """From the root of the address to the first view."""
+    st.switch_page(page, query_params=st.query_params.to_dict())
 
 
 def pick_run(store: Store, names: tuple[str, ...]) -> None:
@@ -62,11 +72,11 @@ def _run_changed() -> None:
         st.query_params["run"] = st.session_state["run"]
 
 
-def show(view: ViewFile, store: Store) -> None:
+def show(view: ViewFile, store: Store, pages: Mapping[str, Any]) -> None:
     """Render one view; what it cannot read is said, with what to do."""
     raw = parameters(st.query_params.to_dict())
     run, wrong = chosen_run(store, raw.get("run"))
-    page = Page(view.id, view.title, store, run, address(raw, run), tuple(store.names()))
+    page = Page(view.id, view.title, store, run, address(raw, run), tuple(store.names()), pages)
     if wrong is not None:
         page.problem(wrong, "Choose a run on the left, or list the runs:", page.command("runs", "ls", run=False))
         return

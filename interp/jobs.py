@@ -17,7 +17,7 @@ from interp.errors import ConfigError, InterpError, JobError, StoreError, Unknow
 from interp.files import disk_errors, require_folder
 from interp.jsonfile import read_sealed, write_sealed
 from interp.names import check_name, is_name
-from interp.processes import alive, birth, detach, end, python_module
+from interp.processes import alive, ask_to_end, birth, detach, end_within, python_module
 from interp.run import Store
 from interp.worker_client import connected, exchange
 
@@ -102,20 +102,29 @@ class Job:
             file.seek(max(0, size - most))
             return file.read(most).decode("utf-8", errors="replace")
 
-    def cancel(self, grace: float = GRACE) -> JobStatus:
-        """Ask the job to stop (TERM), kill it after `grace` seconds, and say how it ended; harmless if it has ended.
+    def ask_to_stop(self) -> bool:
+        """Ask the job to stop (TERM) and return at once; False if it has ended already.
 
-        A training stops between two steps and can be resumed. The wish is on disk before the signal is sent, so that
-        every reader sees `cancelling` at once.
+        The wish is on disk before the signal is sent, so that every reader sees `cancelling` from now on.
         """
-        status = self.status()
-        if not status.active:
-            return status
+        if not self.status().active:
+            return False
         with disk_errors(self.path / CANCEL):
             (self.path / CANCEL).touch()
         pid, born = _process(self.path)
         if pid and born:
-            end(pid, born, grace)
+            ask_to_end(pid, born)
+        return True
+
+    def cancel(self, grace: float = GRACE) -> JobStatus:
+        """Ask the job to stop, kill it after `grace` seconds, and say how it ended; harmless if it has ended.
+
+        A training stops between two steps and can be resumed.
+        """
+        if self.ask_to_stop():
+            pid, born = _process(self.path)
+            if pid and born:
+                end_within(pid, born, grace)
         return self.status()
 
 

@@ -61,15 +61,17 @@ def python_module(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-P", "-m", module, *arguments]
 
 
-def end(pid: int, born: str, grace: float) -> bool:
-    """Ask the process group to stop (TERM), and kill it once `grace` seconds have passed; False if it was not there."""
-    if not alive(pid, born):
-        return False
-    _signal_group(pid, signal.SIGTERM)
-    if not wait_gone(pid, born, grace):
+def ask_to_end(pid: int, born: str) -> None:
+    """Send TERM to the process group, if it is still the same process."""
+    if alive(pid, born):
+        _signal_group(pid, signal.SIGTERM)
+
+
+def end_within(pid: int, born: str, grace: float) -> None:
+    """Wait for a process that was asked to end, and kill its group once `grace` seconds have passed."""
+    if not wait_gone(pid, born, grace) and alive(pid, born):
         _signal_group(pid, signal.SIGKILL)
         wait_gone(pid, born, grace)
-    return True
 
 
 def wait_gone(pid: int, born: str, seconds: float) -> bool:

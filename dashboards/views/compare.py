@@ -1,0 +1,128 @@
+"""Two runs, or two checkpoints of one, side by side: what differs in settings, loss, accuracy and verdict."""
+
+from typing import Any
+
+import streamlit as st
+
+from circuits.detectors.base import Detection
+from dashboards import cached, charts, data
+from dashboards.page import Page, plain
+from interp.errors import InterpError
+from interp.run import Run
+from interp.run_summary import differences
+
+TITLE = "Compare"
+ORDER = 80
+ICON = ":material/compare_arrows:"
+
+
+def render(page: Page) -> None:
+    """The run of the address on the left, the one chosen here on the right."""
+    page.header(n="held-out sequences of each run's log; intervals are those of the stored detections")
+    if page.run is None:
+        page.empty("Nothing to compare.", "Two runs that differ in their seed:", page.command("demo", run=False))
+        return
+    other = page.store.run(page.pick("other", "Compare with", page.names, _another(page)))
+    steps = page.steps
+    theirs = tuple(ref.step for ref in other.checkpoints()) or (0,)
+    left, right = st.columns(2)
+    with left:
+        step = page.pick("step", f"Step of {plain(page.run.name)}", steps or (0,), page.get("step"), widget="slider")
+    with right:
+        default = theirs[0] if other.name == page.run.name else data.closest(theirs, step or 0)
+        other_step = page.pick("other_step", f"Step of {plain(other.name)}", theirs, default, widget="slider")
+    sides = [(page.run, step), (other, other_step)]
+    _curves(page, sides)
+    _accuracy(sides)
+    _verdicts(page, sides)
+    _settings(page.run, other)
+    page.share(
+        f"{page.command('runs', 'compare', run=False)} {page.run.name} {other.name}",
+        "from interp.run_summary import compare\n\n"
+        f"difference = compare(store, [run.name, {other.name!r}])\nprint(difference.accuracy_by_length)",
+    )
+
+
+def _another(page: Page) -> str:
+    """The first run that is not the one of the address; that one itself where there is no other."""
+    return next((name for name in page.names if page.run is not None and name != page.run.name), page.names[0])
+
+
+def _curves(page: Page, sides: list[tuple[Run, int]]) -> None:
+    """Held-out loss of both on one pair of axes, and accuracy by length of each."""
+    rows: list[dict[str, Any]] = []
+    last = max(1, *(row["step"] for run, _ in sides for row in [{"step": 1}, *cached.metrics(run)]))
+    for run, _ in sides:
+        held_out = [row for row in data.loss_rows(cached.metrics(run)) if row["kind"] != "training batch"]
+        rows += [{**row, "kind": run.name} for row in held_out]
+    st.markdown("**Loss on held-out sequences** (mean over lengths)")
+    chart = charts.marked(charts.loss(rows, last), [step for _, step in sides], last=last)
+    st.altair_chart(chart, width="stretch", alt="Held-out loss of both runs", key="compare.loss")
+    for column, (run, step) in zip(st.columns(2), sides, strict=True):
+        with column:
+            st.markdown(f"**Accuracy by length: {plain(run.name)}**")
+            rows_of = data.accuracy_rows(cached.metrics(run))
+            chart = charts.marked(charts.accuracy(rows_of, last), [step], last=last)
+            place = sides.index((run, step))
+            st.altair_chart(
+                chart, width="stretch", alt=f"Accuracy of run {place + 1}", key=f"compare.accuracy.{column}"
+            )
+
+
+def _accuracy(sides: list[tuple[Run, int]]) -> None:
+    """Accuracy at each length at the evaluation nearest to each chosen step."""
+    found = [data.accuracy_at(cached.metrics(run), step) for run, step in sides]
+    lengths = sorted({length for _, values in found for length in values})
+    titles = [f"{run.name}, step {at}" for (run, _), (at, _) in zip(sides, found, strict=True)]
+    if len(set(titles)) == 1:
+        st.caption("Both sides are the same checkpoint; choose another run or step.")
+        return
+    rows = []
+    for length in lengths:
+        values = [accuracy.get(length) for _, accuracy in found]
+        gap = values[1] - values[0] if None not in values else None
+        rows.append({"length": length, titles[0]: values[0], titles[1]: values[1], "difference": gap})
+    st.markdown("**Accuracy at the evaluations nearest to the two steps** (whole held-out sequences)")
+    st.dataframe(rows, hide_index=True, alt="Accuracy by length of both sides and the difference")
+
+
+def _verdicts(page: Page, sides: list[tuple[Run, int]]) -> None:
+    """What the stored detections say about each side."""
+    for column, (run, step) in zip(st.columns(2), sides, strict=True):
+        with column, page.guarded("Detect it again:", page.command("detect", "--checkpoints", "all")):
+            found = cached.followed(run)
+            one = _detection(found, step)
+            st.markdown(f"**{plain(run.name)} at step {step}**")
+            if one is None:
+                st.caption("No stored detection of this checkpoint.")
+                continue
+            st.markdown(plain(one.headline))
+            st.dataframe(
+                [{"role": row.role, "head": row.component, "mass": row.observed, "p": row.p_value} for row in one.null],
+                hide_index=True,
+                alt=f"Scores of {run.name}",
+            )
+
+
+def _detection(found: data.Followed | None, step: int) -> Detection | None:
+    return next((one for one in found.detections if one.step == step), None) if found else None
+
+
+def _settings(run: Run, other: Run) -> None:
+    """Settings and environment that are not the same."""
+    with st.expander("Settings and environment that differ", expanded=True):
+        try:
+            changed = differences([one.config.model_dump(mode="json") for one in (run, other)])
+            around = differences([one.environment() for one in (run, other)])
+        except InterpError as error:
+            st.text(str(error))
+            return
+        rows = [
+            {"key": f"{kind} {row.key}", run.name: str(row.values[0]), f"{other.name} ": str(row.values[1])}
+            for kind, found in (("config", changed), ("environment", around))
+            for row in found
+        ]
+        if rows:
+            st.dataframe(rows, hide_index=True, alt="Settings that differ")
+        else:
+            st.caption("None.")
