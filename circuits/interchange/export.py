@@ -76,9 +76,7 @@ def circuit_of_run(run: Run, step: int | None, to: str, pool: bool) -> StoredCir
             )
         raise UsageError(f"{run.name}{where}: no circuit is stored; run `interp circuit {run.name}{more}` first")
     if found.data.get("circuit") is None:
-        raise UsageError(
-            f"{run.name} at step {found.step}: there is no circuit to export: {found.data.get('headline')}"
-        )
+        raise UsageError(f"{run.name} at step {found.step}: no circuit to export. {found.data.get('headline', '')}")
     return found
 
 

@@ -14,9 +14,7 @@ from interp.errors import NotExpressible, StoreError
 
 SHARED = "n_key_value_heads"  # our addition to cfg, which EAP-IG keeps and does not read
 POOLED = "positions were pooled: an edge is kept where it is at any position, and its scores add up"
-BESIDE = (
-    "live edges, frequencies, intervals and provenance stand under the key interp, which others do not read"
-)
+BESIDE = "live edges, frequencies, intervals and provenance stand under the key interp, which others do not read"
 SPLIT = "keys and values that heads share are written once for each head, with an equal part of the score"
 
 

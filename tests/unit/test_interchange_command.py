@@ -1,0 +1,135 @@
+"""The command `interp export`: what a run has stored, what a file holds, and what it says where there is nothing."""
+
+import json
+
+import jsonschema
+import pytest
+
+from circuits.interchange.export import ENDINGS, circuit_of_path
+from circuits.interchange.own import write_circuit
+from circuits.outputs import ExportOutput
+from circuits.stored import discovery_payload
+from interp.cli import main
+from interp.config import RunConfig
+from interp.errors import StoreError
+from interp.run import Store
+from tests.unit.small_circuits import circuit, discovery, placed, same
+
+FLAT = circuit(edges={"embed->L0.H1.k": 1.0, "L0.H1->M1": -2.0, "M1->logits": 3.0})
+PLACED = placed({("embed->L0.H0.k", 1, 3): 1.0, ("L0.H0->logits", 3, 3): 2.0})
+
+
+def stored(store: Store, name: str, *found) -> None:
+    """A run that holds discoveries: (step, circuit or None)."""
+    run = store.create(name, RunConfig(task="parity"))
+    for number, (step, one) in enumerate(found):
+        verdict = ("circuit", "Circuit: it is one.") if one else ("no behaviour to explain", "No behaviour: chance.")
+        request = {"by_position": bool(one and one.by_position)}
+        run.write_analysis(
+            f"circuit-{number:020x}", discovery_payload(step, "ab" * 32, request, discovery(one, *verdict))
+        )
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "runs")
+
+
+def exported(capsys, store, *words: str) -> dict:
+    """The JSON output of a call that succeeds, checked against its schema."""
+    assert main(["export", *words, "--store", str(store.root), "--json"]) == 0
+    value = json.loads(capsys.readouterr().out)
+    jsonschema.validate(value, ExportOutput.model_json_schema())
+    return value
+
+
+def refused(capsys, *words: str) -> str:
+    """The one line of a call that is refused as wrong usage."""
+    assert main(["export", *words]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    return err
+
+
+@pytest.mark.parametrize("to", ["mib", "mib-pt", "neuronpedia", "circuit"])
+def test_a_stored_circuit_goes_to_each_format_and_comes_back(to, store, capsys, tmp_path):
+    stored(store, "one", (1375, FLAT))
+    value = exported(capsys, store, "one", "--to", to)
+    path = store.root / "one" / "export" / f"poly1-step-1375.{ENDINGS[to]}"
+    assert value["files"] == {to: str(path)}
+    assert (value["n_kept"], value["step"]) == (3, 1375)
+    back = exported(capsys, store, str(path), "--to", "circuit", "-o", str(tmp_path / "back"))
+    found, _ = circuit_of_path(tmp_path / "back" / "poly1-step-1375.circuit.json")
+    assert same(found, FLAT)
+    assert back["notes"] == []
+
+
+def test_the_newest_circuit_without_positions_goes_where_positions_have_no_place(store, capsys):
+    stored(store, "both", (10, FLAT), (20, PLACED))
+    assert exported(capsys, store, "both", "--to", "mib")["n_kept"] == 3
+    assert exported(capsys, store, "both", "--to", "neuronpedia")["n_kept"] == 2
+    assert exported(capsys, store, "both", "--to", "neuronpedia", "--checkpoint", "10")["n_kept"] == 3
+
+
+def test_positions_are_refused_unless_pooling_is_asked_for(store, capsys):
+    stored(store, "placed", (20, PLACED))
+    line = refused(capsys, "placed", "--to", "mib", "--store", str(store.root))
+    assert "its stored circuit has positions and --to mib has none; give --pool" in line
+    value = exported(capsys, store, "placed", "--to", "mib", "--pool")
+    assert any("positions were pooled" in note for note in value["notes"])
+
+
+def test_where_nothing_is_stored_the_command_that_helps_is_named(store, capsys):
+    stored(store, "none")
+    where = ["--store", str(store.root)]
+    assert "run `interp circuit none` first" in refused(capsys, "none", "--to", "mib", *where)
+    line = refused(capsys, "none", "--to", "mib", "--checkpoint", "64", *where)
+    assert "none at step 64: no circuit is stored; run `interp circuit none --checkpoints 64` first" in line
+    stored(store, "chance", (5, None))
+    assert "no circuit to export. No behaviour: chance." in refused(capsys, "chance", "--to", "mib", *where)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("nowhere --to mib", "unknown run 'nowhere'"),
+        ("nowhere --to mibb", "unknown format 'mibb'; did you mean 'mib'?"),
+        ("nowhere --to mib --checkpoint first", "--checkpoint 'first': expected last or a step"),
+        ("FILE --to hf", "--to hf writes the model of a run; this file has no weights"),
+        ("FILE --to mib --checkpoint 5", "--checkpoint is for a run"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_writes_nothing(words, says, capsys, tmp_path):
+    write_circuit(tmp_path / "circuit.json", FLAT)
+    line = words.replace("FILE", str(tmp_path / "circuit.json")).split()
+    assert says in refused(capsys, *line, "--store", str(tmp_path / "runs"))
+    assert [path.name for path in tmp_path.rglob("*")] == ["circuit.json"]
+
+
+def test_every_kind_of_file_of_ours_is_told_by_what_it_holds(tmp_path):
+    file = FLAT.to_file().model_dump(mode="json")
+    found = discovery(FLAT).model_dump(mode="json")
+    write_circuit(tmp_path / "sealed.json", FLAT)
+    for name, body in {"plain": file, "discovery": found, "output": {"kind": "circuit", "discovery": found}}.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(body))
+    for path in tmp_path.iterdir():
+        assert same(circuit_of_path(path)[0], FLAT), path.name
+
+
+def test_edited_empty_and_unknown_files_are_refused(tmp_path):
+    write_circuit(tmp_path / "edited.json", FLAT)
+    text = (tmp_path / "edited.json").read_text()
+    (tmp_path / "edited.json").write_text(text.replace('"score": 3.0', '"score": 4.0'))
+    (tmp_path / "chance.json").write_text(json.dumps(discovery(None, "candidate", "Nothing.").model_dump(mode="json")))
+    (tmp_path / "other.json").write_text('{"a": 1}')
+    (tmp_path / "list.json").write_text("[]")
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    for name, says in {
+        "edited": "does not match its own check sum",
+        "chance": "holds no circuit: Nothing.",
+        "other": "no circuit of a format known here",
+        "list": "expected a JSON object, found list",
+        "deep": "not valid JSON",
+    }.items():
+        with pytest.raises(StoreError, match=says):
+            circuit_of_path(tmp_path / f"{name}.json")
