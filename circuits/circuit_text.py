@@ -68,9 +68,9 @@ def _faithfulness(found: DiscoveryFile) -> None:
 
 
 def _controls(found: DiscoveryFile) -> Table:
-    table = Table("control", "n", "mean kept", "largest", "matched", "p", "what", title="Controls, same size")
+    table = Table("control", "n", "mean kept", "largest", "matched", "shared", "p", "what", title="Controls, same size")
     for row in found.controls:
-        cells = [row.name, str(row.n), *(_share(v) for v in (row.mean, row.largest, row.matched))]
+        cells = [row.name, str(row.n), *(_share(v) for v in (row.mean, row.largest, row.matched, row.shared))]
         table.add_row(*cells, "-" if row.p_value is None else f"{row.p_value:.3g}", Text(visible(row.what)))
     return table
 

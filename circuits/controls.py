@@ -22,6 +22,7 @@ class Control:
 
     Attributes:
         matched: share of the found circuit's edges that have a counterpart of the same type, mean over the circuits.
+        shared: share of the found circuit's edges that a control holds too, mean over the circuits.
         headline: whether a claim may rest on it.
     """
 
@@ -29,6 +30,7 @@ class Control:
     what: str
     circuits: tuple[Mask, ...]
     matched: float | None = None
+    shared: float | None = None
     headline: bool = False
 
 
@@ -38,34 +40,46 @@ def layer_of(name: str) -> int:
     return outside[name] if name in outside else int(name[1:].split(".")[0])
 
 
+FINEST = "sender kind, reader slot, both layers and offset"
 LEVELS = {
-    "sender kind, reader slot, both layers and offset": (0, 1, 2, 3, 4),
+    FINEST: (0, 1, 2, 3, 4),
     "sender kind, reader slot and offset": (0, 2, 4),
+    "sender kind, reader slot, both layers, same or earlier place": (0, 1, 2, 3, 5),
+    "sender kind, reader slot, same or earlier place": (0, 2, 5),
     "number and offset alone": (4,),
+    "number alone": (),
 }
-SPARE = 0.5  # share of the found circuit's edges that need an alternative of the same type, else types are coarser
+MOST_SHARED = 0.5  # of the found circuit's edges, expected in a random draw: with more it is the circuit that is drawn
 
 
 def types_of(graph: EdgeGraph, places: list[tuple[int, ...]], parts: tuple[int, ...]) -> list[tuple]:
-    """What is matched of each edge: some of sender's kind and layer, reader's slot and layer, query minus key."""
+    """What is matched of each edge.
+
+    Args:
+        parts: some of 0 sender's kind, 1 its layer, 2 reader's slot, 3 its layer, 4 query minus key, 5 whether that
+            is above 0.
+    """
     kinds = {"e": "embed", "L": "head", "M": "mlp"}
     found = []
     for sender, receiver, *place in places:
         source, target = graph.senders[sender], graph.receivers[receiver]
         slot = target[-1] if target[-2:] in (".q", ".k", ".v") else target[0]
         offset = place[1] - place[0] if place else 0
-        whole = (kinds[source[0]], layer_of(source), slot, layer_of(target), offset)
+        whole = (kinds[source[0]], layer_of(source), slot, layer_of(target), offset, offset > 0)
         found.append(tuple(whole[part] for part in parts))
     return found
 
 
 def finest_level(graph: EdgeGraph, live: Mask, found: Mask) -> str:
-    """The finest matching that leaves a choice: in a small graph an edge may be the only one of its type."""
+    """The finest matching that leaves a choice: a draw is expected to hold at most half of the found circuit.
+
+    In a small graph, and where a mechanism works at one offset, matching everything leaves little but the circuit.
+    """
     every, kept = ([tuple(place) for place in mask.nonzero().tolist()] for mask in (live, found & live))
     for name, parts in LEVELS.items():
         there, taken = (Counter(types_of(graph, places, parts)) for places in (every, kept))
-        spare = sum(count for kind, count in taken.items() if there[kind] > count)
-        if spare >= SPARE * max(1, len(kept)):
+        expected = sum(count**2 / there[kind] for kind, count in taken.items())
+        if expected <= MOST_SHARED * len(kept):
             return name
     return name
 
@@ -134,17 +148,23 @@ def _owners(graph: EdgeGraph) -> dict[int, list[int]]:
     return found
 
 
-def random_paths(runs: MaskedRuns, live: Mask, found: Mask, n: int, generator: torch.Generator) -> Control:
+def random_paths(
+    runs: MaskedRuns, live: Mask, found: Mask, n: int, generator: torch.Generator, level: str | None = None
+) -> Control:
     """n random unions of input-to-output paths with as many live edges of each type as the found circuit.
 
     Types are kind and layer of the sender, slot and layer of the receiver and, by position, query minus key; coarser
-    where an edge of the circuit is mostly the only one of its type. Paths are drawn through edges of types that still
-    lack some; one that would bring too many of all is drawn again.
+    where that leaves too little choice. Paths are drawn through edges of types that still lack some; one that would
+    bring too many of all is drawn again.
+
+    Args:
+        level: one of LEVELS; None for the finest that leaves a choice.
     """
-    level = finest_level(runs.graph, live, found)
+    headline = level is None
+    level = level or finest_level(runs.graph, live, found)
     paths, size = Paths(runs.graph, live, generator, LEVELS[level]), int(found.sum())
     target = Counter(paths.type_of[tuple(place)] for place in (found & live).nonzero().tolist())
-    circuits, matched = [], []
+    circuits, matched, shared = [], [], []
     for _ in range(n):
         have = _union(paths, target, size)
         kept = torch.zeros_like(live)
@@ -154,8 +174,15 @@ def random_paths(runs: MaskedRuns, live: Mask, found: Mask, n: int, generator: t
         circuits.append(kept)
         got = Counter(paths.type_of[tuple(place)] for place in kept.nonzero().tolist())
         matched.append(sum((got & target).values()) / max(1, size))
-    what = f"random unions of live paths, matched by {level}"
-    return Control("random paths", what, tuple(circuits), sum(matched) / n if n else None, headline=True)
+        shared.append(int((kept & found).sum()) / max(1, size))
+    return Control(
+        "random paths" if headline else "same types",
+        f"random unions of live paths, matched by {level}",
+        tuple(circuits),
+        sum(matched) / n if n else None,
+        sum(shared) / n if n else None,
+        headline,
+    )
 
 
 def _union(paths: Paths, target: Counter, size: int) -> set:
@@ -252,6 +279,8 @@ def control_sets(
     """All controls of a found circuit; the claim rests on the random paths alone."""
     size = int(found.sum())
     controls = [random_paths(runs, live, found, n, generator)] if n else []
+    if n and FINEST not in controls[0].what:
+        controls.append(random_paths(runs, live, found, n, generator, FINEST))
     if live.dim() == 4:
         one, gone = shifted(live, found)
         back, lost = shifted(live, found, -1)

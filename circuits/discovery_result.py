@@ -59,6 +59,7 @@ class ControlSummary(Frozen):
     mean: float | None = Field(description="share of the metric kept, mean over the controls")
     largest: float | None
     matched: float | None = Field(None, description="share of edges matched by type")
+    shared: float | None = Field(None, description="share of the found circuit's edges that a control holds too, mean")
     p_value: float | None = Field(None, description="(1 + controls as good) / (1 + n)")
     headline: bool = Field(description="whether the claim rests on it")
 

@@ -101,7 +101,11 @@ def _summary(part: Part, control: Control, share: float, tell: Tell) -> ControlS
     runs, n = part.runs, len(control.circuits)
     values = runs.values(torch.stack(control.circuits), progress=lambda done, of: tell(control.name, done, of))
     shares = share_kept(values, runs.clean, runs.ablated)
-    p = (1 + int((shares >= share).sum())) / (1 + n) if n > 1 and control.name in ("random paths", "uniform") else None
+    p = (
+        (1 + int((shares >= share).sum())) / (1 + n)
+        if n > 1 and control.name in ("random paths", "same types", "uniform")
+        else None
+    )
     return ControlSummary(
         name=control.name,
         what=control.what,
@@ -109,6 +113,7 @@ def _summary(part: Part, control: Control, share: float, tell: Tell) -> ControlS
         mean=float(shares.mean()),
         largest=float(shares.max()),
         matched=control.matched,
+        shared=control.shared,
         p_value=p,
         headline=control.headline,
     )
