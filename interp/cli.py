@@ -67,7 +67,7 @@ def report(error: BaseException) -> int:
 
 def build_app() -> typer.Typer:
     """The command with everything mounted: our own commands first, then those of the entry points."""
-    from interp import cli_doctor, cli_runs, cli_tasks, cli_train
+    from interp import cli_doctor, cli_jobs, cli_runs, cli_tasks, cli_train
 
     app = typer.Typer(
         name="interp",
@@ -83,6 +83,7 @@ def build_app() -> typer.Typer:
         "tasks": cli_tasks.APP,
         "train": cli_train.train,
         "runs": cli_runs.APP,
+        "jobs": cli_jobs.APP,
     }
     for name, command in (own | mounted(taken=set(own))).items():
         if isinstance(command, typer.Typer):

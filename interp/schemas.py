@@ -177,6 +177,37 @@ class SweepOutput(Output):
     solved: Share
 
 
+class JobItem(Part):
+    """One job in short; `state` is "damaged" where its folder cannot be read, and `message` says why."""
+
+    id: str
+    state: str = Field(description="starting, running, done, cancelled, failed, died or damaged")
+    command: str = Field(description="what it runs, without the word interp")
+    run: str | None
+    pid: int | None = None
+    exit_code: int | None = None
+    started: str | None = None
+    ended: str | None = None
+    cancelling: bool = Field(False, description="it was asked to stop and has not stopped yet")
+    message: str
+
+
+class JobsOutput(Output):
+    """`interp jobs ls --json`."""
+
+    kind: Literal["jobs"] = "jobs"
+    store: str
+    jobs: list[JobItem]
+
+
+class JobOutput(Output):
+    """`interp jobs start ... --json` and `interp jobs cancel JOB --json`."""
+
+    kind: Literal["job"] = "job"
+    store: str
+    job: JobItem
+
+
 OUTPUTS: dict[str, type[Output]] = {
     model.model_fields["kind"].default: model
     for model in (
@@ -189,6 +220,8 @@ OUTPUTS: dict[str, type[Output]] = {
         CompareOutput,
         TrainOutput,
         SweepOutput,
+        JobsOutput,
+        JobOutput,
     )
 }
 

@@ -5,10 +5,11 @@ import json
 import os
 import socket
 import sys
+import threading
 import time
 import traceback
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +65,7 @@ def checkpoint_summary(warm: Warm, request: dict[str, Any]) -> dict[str, Any]:
     return {"step": checkpoint.step, "checkpoint": checkpoint.hash, "weights": weights, "task": type(task).__name__}
 
 
-def answer(warm: Warm, handlers: dict[str, Handler], line: bytes) -> dict[str, Any]:
+def answer(warm: Warm, handlers: Mapping[str, Handler], line: bytes) -> dict[str, Any]:
     """{"answer": ...} or {"error": one line}; a defect of ours keeps its traceback in the log."""
     try:
         question = json.loads(line)
@@ -98,8 +99,7 @@ def serve(store: Store, path: Path, idle: float = IDLE_SECONDS) -> None:
         listener.bind(str(path))
         os.chmod(path, 0o600)
         listener.listen(16)
-        warm, handlers = Warm(store), load_group(GROUP)
-        _load_torch()
+        warm, handlers = Warm(store), Handlers()
         listener.settimeout(idle)
         try:
             while True:
@@ -110,16 +110,43 @@ def serve(store: Store, path: Path, idle: float = IDLE_SECONDS) -> None:
             path.unlink(missing_ok=True)
 
 
-def _load_torch() -> None:
-    """Everything slow that every question needs, while the first one waits in the queue."""
-    import torch
+class Handlers(Mapping[str, Handler]):
+    """The request functions by name; torch and their modules load in a thread that the first question waits for."""
 
-    import interp.train  # noqa: F401
+    def __init__(self) -> None:
+        self._found: dict[str, Handler] = {}
+        self._error: InterpError | None = None
+        self._loading = threading.Thread(target=self._load, name="loading")
+        self._loading.start()
 
-    torch.set_num_threads(1)
+    def _load(self) -> None:
+        import torch
+
+        import interp.train  # noqa: F401
+
+        torch.set_num_threads(1)
+        try:
+            self._found = load_group(GROUP)
+        except InterpError as error:
+            self._error = error
+
+    def _loaded(self) -> dict[str, Handler]:
+        self._loading.join()
+        if self._error is not None:
+            raise self._error
+        return self._found
+
+    def __getitem__(self, name: str) -> Handler:
+        return self._loaded()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._loaded())
+
+    def __len__(self) -> int:
+        return len(self._loaded())
 
 
-def _one(warm: Warm, handlers: dict[str, Handler], connection: socket.socket) -> None:
+def _one(warm: Warm, handlers: Mapping[str, Handler], connection: socket.socket) -> None:
     """Read one line, answer it; one who only looked whether somebody is here, or has gone away, is no trouble."""
     try:
         connection.settimeout(5.0)

@@ -1,8 +1,11 @@
 """Stores for the tests of the dashboard (empty, normal, hostile, corrupted), and views run by AppTest."""
 
+import json
 import os
 import shutil
-from collections.abc import Callable
+import signal
+import socket
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -29,12 +32,26 @@ HOSTILE = "<img src=x onerror=alert(1)></script><script>alert(2)</script> [a](ja
 
 
 @pytest.fixture(scope="session", autouse=True)
-def no_waiting_for_the_disk() -> None:
+def no_waiting_for_the_disk() -> Iterator[None]:
     """Durability is the subject of tests/reliability; here fsync would only cost time."""
     patch = pytest.MonkeyPatch()
     patch.setattr(os, "fsync", lambda fd: None)
     yield
     patch.undo()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Workers that views start have their sockets in a folder of this session, and end with it."""
+    patch, folder = pytest.MonkeyPatch(), tmp_path_factory.mktemp("run")
+    patch.setenv("XDG_RUNTIME_DIR", str(folder))
+    yield
+    patch.undo()
+    for path in folder.rglob("*.sock"):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.connect(str(path))
+            connection.sendall(b'{"name": "ping", "request": {}}\n')
+            os.kill(json.loads(connection.recv(1 << 16))["answer"]["pid"], signal.SIGKILL)
 
 
 def tiny_config(seed: int = 0) -> RunConfig:
