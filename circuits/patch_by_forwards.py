@@ -126,7 +126,7 @@ def _effects(
             logits = _patched(model, prompts, site, layer, where, value)
             for (c, p), (component, position), one in zip(some, where, logits.split(n), strict=True):
                 at_place = (slice(None), position, component) if site in BY_COMPONENT else (slice(None), position)
-                equal[:, at, c, p] = (value[at_place] == base[layer][at_place]).flatten(1).all(1)
+                equal[:, at, c, p] = (value[at_place] == base[layer][at_place]).reshape(n, -1).all(1)
                 effect[:, at, c, p] = _values(runs, one, before) - start
             done += len(some)
             if (progress := runs.given.progress) is not None:
