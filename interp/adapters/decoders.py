@@ -28,5 +28,6 @@ def decoder_for(model: Any) -> "Decoder":
         return decoder_of_bridge(model)
     raise NotExpressible(
         f"a model of type {type(model).__name__} cannot be written as a Decoder: expected a Transformer, or a "
-        "TransformerBridge, which TransformerLens builds around a Hugging Face model"
+        "TransformerBridge, which TransformerLens builds around a Hugging Face model; any other module is patched by "
+        "full forwards through `interp.adapters.nnsight.with_sites`"
     )
