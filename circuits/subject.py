@@ -35,7 +35,7 @@ class Subject:
     dtype: str = "float32"
     processing: tuple[tuple[str, str], ...] = ()
 
-    def problem(self, ablation: Ablation, by_position: bool, max_bytes: int | None = None) -> Problem:
+    def problem(self, ablation: Ablation, by_position: bool, max_bytes: int | None = 2 << 30) -> Problem:
         """The search problem."""
         return Problem(self.decoder, self.pairs, ablation, by_position, max_bytes)
 
@@ -89,6 +89,7 @@ def of_path(
     Raises:
         UsageError: without pairs, or for pairs that do not fit the model.
     """
+    from circuits.drift import drift_of_pairs
     from interp.adapters.opening import open_model
     from interp.pairs.jsonl import read_jsonl
     from interp.pairs.mib_csv import read_mib_csv
@@ -109,16 +110,19 @@ def of_path(
         pairs = read_mib_csv(pairs_file, tokenizer, d_vocab=d_vocab, bos=bos)
     else:
         pairs = read_jsonl(pairs_file, tokenizer, d_vocab=d_vocab, bos=bos)
-    processing = replace(opened.processing, bos=bos)
+    padding = "none" if bool(pairs.mask.all()) else "left" if bool(pairs.starts.any()) else "right"
+    processing = vars(replace(opened.processing, bos=bos, padding_side=padding))
+    pairs = pairs.split(seed)
     return Subject(
         decoder=opened.decoder,
-        pairs=pairs.split(seed),
+        pairs=pairs,
         model=opened.name,
         step=opened.step,
         fingerprint=opened.fingerprint,
         pairs_name=str(pairs_file.name),
         dtype=opened.dtype,
-        processing=tuple((name, str(value)) for name, value in vars(processing).items()),
+        processing=tuple((name, str(value)) for name, value in processing.items())
+        + tuple(drift_of_pairs(opened.decoder, opened.dtype, pairs).items()),
     )
 
 
