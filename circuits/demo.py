@@ -15,6 +15,7 @@ from interp.errors import ConfigError
 from interp.registry import load
 from interp.run import Run, Store
 from interp.train import Progress, resolve, train
+from probes.patterns_compute import store_patterns
 
 TASK = "polynomial"
 
@@ -30,6 +31,8 @@ def run_demo(
 ) -> DemoOutput:
     """Train (or reuse a finished run of the same configuration), detect at every checkpoint and write the report.
 
+    The attention patterns that the dashboard shows are stored on the way.
+
     Raises:
         ConfigError: a run of that name exists with another configuration.
     """
@@ -43,6 +46,9 @@ def run_demo(
     say(f"{name}: detecting at {len(run.checkpoints())} checkpoints")
     found = detect_run(run, every_checkpoint=True, tell=tell)
     spent["detection"] = time.process_time() - started
+    started = time.process_time()
+    store_patterns(run, tell=tell or (lambda what, done, of: None))
+    spent["patterns"] = time.process_time() - started
     started = time.process_time()
     report = build_report(run, found=found)
     files = write_report(report, run.path / "report")
