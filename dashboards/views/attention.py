@@ -17,7 +17,7 @@ from dashboards.attention_data import (
 )
 from dashboards.circuitsvis_view import draw_circuitsvis
 from dashboards.components.attention_grid import attention_grid, guide_attention
-from dashboards.page import Page
+from dashboards.page import Page, plain
 from interp.errors import InterpError
 from interp.jobs import active_jobs, start
 from interp.run import Run
@@ -75,7 +75,7 @@ def draw(page: Page, run: Run, index: PatternIndex, example: int, found: Finding
         exact = {"step": step, "layer": layer, "head": head, "values": values}
     cell = (q, k) if q >= 0 and k >= 0 else None
     guide_attention(GRID, checkpoint=steps.index(step), layer=layer, head=head, cell=cell, exact=exact)
-    st.caption(f"Sequences: {index.record.rule}.")
+    st.caption(f"Sequences: {plain(index.record.rule)}.")
 
 
 def chosen_head(page: Page, run: Run, index: PatternIndex, example: int, found: Findings) -> tuple[int, int]:
