@@ -120,6 +120,37 @@ def verify(
         raise typer.Exit(1)
 
 
+@REPORT.command("circuit")
+def circuit_page(
+    run: Annotated[str, typer.Argument(help="Run that `interp circuit` has looked at.")],
+    checkpoint: Annotated[str, typer.Option(help="last stored circuit, or a step.")] = "last",
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder; RUN/report if not given.")] = None,
+    store: StoreOption = Path("runs"),
+    as_json: JsonOption = False,
+) -> None:
+    """Write circuit.html and circuit.json from the circuits that a run has stored; nothing is computed."""
+    from interp.errors import UsageError
+
+    if checkpoint != "last" and not checkpoint.isdecimal():
+        raise UsageError(f"--checkpoint {checkpoint!r}: expected last, or a step such as 5080")
+    step = None if checkpoint == "last" else int(checkpoint)
+    opened = open_run(store, run)
+    from circuits.outputs import CircuitReportOutput
+    from circuits.report.circuit_stored import stored_circuit, write_circuit_page
+    from interp.console import print_json, say
+
+    main = stored_circuit(opened, step)
+    written = write_circuit_page(opened, main, output or opened.path / "report")
+    files = {kind: str(path) for kind, path in written.items()}
+    verdict, headline = main.data["verdict"], main.data["headline"]
+    if as_json:
+        print_json(CircuitReportOutput(run=run, step=main.step, verdict=verdict, headline=headline, files=files))
+    else:
+        say(headline)
+        for path in files.values():
+            say(path)
+
+
 def demo(
     store: StoreOption = Path("runs"),
     name: Annotated[str, typer.Option(help="Name of the run.")] = "demo",

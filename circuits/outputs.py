@@ -41,6 +41,17 @@ class ReportOutput(Output):
     files: dict[str, str]
 
 
+class CircuitReportOutput(Output):
+    """`interp report circuit RUN --json`."""
+
+    kind: Literal["circuit-report"] = "circuit-report"
+    run: str
+    step: int = Field(description="checkpoint of the circuit")
+    verdict: str
+    headline: str
+    files: dict[str, str]
+
+
 class VerifyOutput(Output):
     """`interp report verify FILE --json`."""
 
@@ -151,6 +162,7 @@ OUTPUTS: dict[str, type[Output]] = {
     "detect": DetectOutput,
     "circuit": CircuitOutput,
     "report": ReportOutput,
+    "circuit-report": CircuitReportOutput,
     "verify": VerifyOutput,
     "demo": DemoOutput,
     "patch": PatchOutput,

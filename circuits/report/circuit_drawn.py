@@ -110,6 +110,11 @@ def owner(receiver: str) -> str:
     return receiver.rsplit(".", 1)[0] if receiver[-2:] in (".q", ".k", ".v") else receiver
 
 
+def total(places: list[DrawnEdge]) -> float:
+    """Score of an edge: the sum over its kept places."""
+    return sum(edge.score for edge in places)
+
+
 def kinds(drawn: Drawn, edge: str) -> str:
     """At which positions an edge is kept: one key position, one offset, or how many places."""
     places = [one.place for one in drawn.pooled[edge] if one.place is not None]
@@ -119,8 +124,19 @@ def kinds(drawn: Drawn, edge: str) -> str:
     keys = {key for key, _ in places}
     number = f"at {len(places)} place{'s' if len(places) > 1 else ''}"
     if set(offsets) == {0}:
-        where = ", ".join(drawn.position(key) for key in sorted(keys))
-        return f"{number}, each at its own position: {where}"
+        return f"{number}, each at its own position: {_ranges(drawn, sorted(keys))}"
     said = ", ".join(f"{offset} ({times})" if times > 1 else str(offset) for offset, times in sorted(offsets.items()))
     at = f", always reading {drawn.position(next(iter(keys)))}" if len(keys) == 1 else ""
     return f"{number}; positions back (times): {said}{at}"
+
+
+def _ranges(drawn: Drawn, positions: list[int]) -> str:
+    """Names of positions, neighbours as `first to last`."""
+    runs: list[list[int]] = []
+    for pos in positions:
+        if runs and pos == runs[-1][-1] + 1:
+            runs[-1].append(pos)
+        else:
+            runs.append([pos])
+    named = [(drawn.position(run[0]), drawn.position(run[-1]), len(run)) for run in runs]
+    return ", ".join(one if n == 1 else f"{one}, {two}" if n == 2 else f"{one} to {two}" for one, two, n in named)

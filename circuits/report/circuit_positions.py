@@ -76,7 +76,7 @@ def _edge(place: _Grid, data: Drawn, edge: DrawnEdge, scale: tuple[float, float]
     slot = SLOTS.get(edge.receiver[-1], 0.0) if edge.receiver[-2:-1] == "." else 0.0
     x0, y0 = place.x(start), place.y(edge.sender) - CELL_HIGH / 2
     x1, y1 = place.x(end) + slot, place.y(owner(edge.receiver)) + CELL_HIGH / 2
-    path, width = _path(x0, y0, x1, y1, place.pitch), thickness(edge.score, scale) * 0.7
+    path, width = _path(x0, y0, x1, y1, place.pitch), thickness(edge.score, scale) * 0.5
     size = 2.6 + width * 0.45
     said = [name, f"score {edge.score:.6g}"]
     if edge.frequency is not None:

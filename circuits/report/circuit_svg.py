@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from markupsafe import Markup
 
-from circuits.report.circuit_drawn import Drawn, DrawnEdge, drawn, kinds, owner
+from circuits.report.circuit_drawn import Drawn, drawn, kinds, owner, total
 from circuits.report.circuit_layout import TOP, Box, Layout, layout_of
 from circuits.report.circuit_routes import route
 from circuits.report.numbers import count, decimal
@@ -99,11 +99,6 @@ def extent(circuits: "Collection[Drawn | Mapping[str, Any]]", by_place: bool = F
     else:
         sizes = [abs(total(places)) for one in ready for places in one.pooled.values()]
     return (min(sizes), max(sizes)) if sizes else (0.0, 0.0)
-
-
-def total(places: list[DrawnEdge]) -> float:
-    """Score of an edge: the sum over its kept places."""
-    return sum(edge.score for edge in places)
 
 
 def thickness(score: float, scale: tuple[float, float]) -> float:

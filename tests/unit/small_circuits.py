@@ -96,6 +96,24 @@ def placed(edges: dict[tuple[str, int, int], float], of: ModelShape | None = Non
     return Circuit(graph, of, kept, kept.clone(), scores, provenance(), None, COLUMNS, interval(0.96), example())
 
 
+def kept_share() -> Faithfulness:
+    """Numbers of one circuit, with a curve of four sizes."""
+    return Faithfulness(
+        retained=interval(0.97),
+        metric_model=9.5,
+        metric_circuit=9.2,
+        metric_ablated=-0.4,
+        kl=0.02,
+        accuracy_model=1.0,
+        accuracy_circuit=0.98,
+        cmd=0.11,
+        cpr=0.91,
+        log_area=0.5,
+        curve=[CurvePoint(size=n, kept=n - 1, faithfulness=f) for n, f in ((1, 0.0), (4, 0.4), (15, 0.97), (23, 1.0))],
+        optimal=[CurvePoint(size=4, kept=4, faithfulness=0.5)],
+    )
+
+
 def discovery(found: Circuit | None, verdict: str = "circuit", headline: str = "Circuit: it is one.") -> DiscoveryFile:
     """A whole discovery around a circuit, with one row of everything."""
     gate = Gate(
@@ -113,22 +131,7 @@ def discovery(found: Circuit | None, verdict: str = "circuit", headline: str = "
         n_live=found.n_live,
         n_edges=found.n_live + 4,
         rankings=[RankingSummary(name="exact", method="exact", kind="share of the metric lost", chosen=True)],
-        faithfulness=Faithfulness(
-            retained=interval(0.97),
-            metric_model=9.5,
-            metric_circuit=9.2,
-            metric_ablated=-0.4,
-            kl=0.02,
-            accuracy_model=1.0,
-            accuracy_circuit=0.98,
-            cmd=0.11,
-            cpr=0.91,
-            log_area=0.5,
-            curve=[
-                CurvePoint(size=n, kept=n - 1, faithfulness=f) for n, f in ((1, 0.0), (4, 0.4), (15, 0.97), (23, 1.0))
-            ],
-            optimal=[CurvePoint(size=4, kept=4, faithfulness=0.5)],
-        ),
+        faithfulness=kept_share(),
         controls=[
             ControlSummary(
                 name="random paths", what="matched by kind", n=100, mean=0.1, largest=0.4, p_value=0.0099, headline=True

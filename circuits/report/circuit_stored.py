@@ -1,0 +1,101 @@
+"""The page of a run's circuit from what the run has stored: which discovery, its fellows, and the commands."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from circuits.find import Settings
+from circuits.interchange.own import write_circuit
+from circuits.report.circuit_page import Background, render_circuit_page
+from circuits.stored import StoredCircuit, newest_circuit, stored_circuits
+from circuits.subject import Prompts
+from circuits.trajectory import trajectory
+from interp.errors import UsageError
+from interp.files import disk_errors, replace
+from interp.run import Run
+
+PAGE, CIRCUIT = "circuit.html", "circuit.json"
+
+
+def stored_circuit(run: Run, step: int | None) -> StoredCircuit:
+    """The newest stored discovery, of one step or of the latest that has one.
+
+    Raises:
+        UsageError: if there is none; the message names the command that makes one.
+    """
+    found = newest_circuit(run, step)
+    if found is not None:
+        return found
+    where, more = ("", "") if step is None else (f" at step {step}", f" --checkpoints {step}")
+    raise UsageError(f"{run.name}{where}: no circuit is stored; run `interp circuit {run.name}{more}` first")
+
+
+def write_circuit_page(run: Run, main: StoredCircuit, folder: Path) -> dict[str, Path]:
+    """Write circuit.html, and circuit.json where there is a circuit; equal discoveries give equal bytes."""
+    found = main.discovery
+    series = [(one.step, one.discovery) for one in fellows(stored_circuits(run), main)]
+    story = trajectory([step for step, _ in series], [one for _, one in series]) if len(series) > 1 else None
+    origin = [("Checkpoint", main.checkpoint), ("Analysis", main.key)]
+    around = Background(series if story else (), story, commands(run, main), origin)
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    replace(folder / PAGE, render_circuit_page(found, run.name, main.step, around).encode("utf-8"))
+    files = {"html": folder / PAGE}
+    if found.circuit is not None:
+        write_circuit(folder / CIRCUIT, found.circuit.circuit())
+        files["json"] = folder / CIRCUIT
+    return files
+
+
+def fellows(stored: Sequence[StoredCircuit], main: StoredCircuit) -> list[StoredCircuit]:
+    """One discovery for each step that was asked in the same way: same prompts, ablation and kind of edges.
+
+    At a step that has several, the newest with two halves of the prompts is taken: only it says what chance changes.
+    """
+    asked = _asked(main.request)
+    by_step: dict[int, StoredCircuit] = {}
+    for one in stored:
+        if _asked(one.request) != asked:
+            continue
+        before = by_step.get(one.step)
+        if before is None or _halves(one) >= _halves(before):
+            by_step[one.step] = one
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def _asked(request: dict[str, Any]) -> tuple[Any, ...]:
+    settings = request.get("settings", {})
+    chosen = tuple(settings.get(name) for name in ("method", "target", "seed"))
+    prompts = tuple(sorted((request.get("prompts") or {}).items()))
+    return (prompts, request.get("ablation"), request.get("by_position"), *chosen)
+
+
+def _halves(one: StoredCircuit) -> bool:
+    return one.data.get("split_half") is not None
+
+
+def commands(run: Run, main: StoredCircuit) -> list[tuple[str, str]]:
+    """(purpose, line) of the commands that search the circuit again and write this page."""
+    request, words = main.request, ["interp", "circuit", run.name]
+    words += ["--checkpoints", str(main.step) if main.complete else "all"]
+    prompts, default = request.get("prompts") or {}, Prompts()
+    for name in ("length", "n", "family"):
+        if name in prompts and prompts[name] != getattr(default, name):
+            words += [f"--{name}", str(prompts[name])]
+    if request.get("by_position"):
+        words.append("--positions")
+    if request.get("ablation") not in (None, "resample"):
+        words += ["--ablation", str(request["ablation"])]
+    settings, usual = request.get("settings") or {}, Settings()
+    named = ("method", "target", "seconds", "seed", *(("controls", "reruns") if main.complete else ()))
+    for name in named:
+        if name in settings and settings[name] != getattr(usual, name):
+            words += [f"--{name}", str(settings[name])]
+    store = run.path.parent
+    where = [] if store.name == "runs" else ["--store", store.name]
+    page = ["interp", "report", "circuit", run.name, "--checkpoint", str(main.step), *where]
+    return [
+        ("search the circuit again", shlex.join([*words, *where])),
+        ("write this page", shlex.join(page)),
+    ]

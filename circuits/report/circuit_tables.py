@@ -1,0 +1,263 @@
+"""The words and tables of a circuit's page, from a discovery."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from circuits.report.circuit_drawn import drawn, kinds, total
+from circuits.report.numbers import bounds, count, decimal, estimate, probability, sample
+
+if TYPE_CHECKING:
+    from circuits.discovery_result import DiscoveryFile
+    from circuits.interactions import PairEffect, Role
+    from circuits.trajectory import Trajectory
+
+MOST_EDGES = 200
+DASH = "\u2013"
+BADGES = {"circuit": "good", "candidate": "warn", "no faithful circuit": "bad"}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """One table; the first cell of a row names it."""
+
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Key:
+    """One of the numbers at the top."""
+
+    name: str
+    number: str
+    detail: str
+
+
+def keys(found: "DiscoveryFile") -> list[Key]:
+    """What a reader looks for first; empty where there is no circuit."""
+    one = found.faithfulness
+    if one is None:
+        return []
+    control = next((row for row in found.controls if row.headline and row.largest is not None), None)
+    share = found.n_kept / max(1, found.n_live)
+    best = Key("Best matched control", DASH, "no matched control could be made")
+    if control is not None:
+        best = Key("Best matched control", _share(control.largest), f"of {control.n} random circuits of the same kinds")
+    return [
+        Key("Metric kept", _share(one.retained.value), f"{_range(one.retained)}, {sample(one.retained.n)} sequences"),
+        Key("Edges", count(found.n_kept), f"{_share(share)} of {count(found.n_live)} live ones"),
+        best,
+        Key("Accuracy", _share(one.accuracy_circuit), f"of the circuit; the model's is {_share(one.accuracy_model)}"),
+    ]
+
+
+def behaviour(found: "DiscoveryFile") -> list[tuple[str, str]]:
+    """What the model does, and what the circuit keeps of it."""
+    gate, one = found.gate, found.faithfulness
+    said = f"accuracy {estimate(gate.accuracy)}; always the best constant answer gives {decimal(gate.constant)}"
+    rows = [
+        ("Behaviour", f"{said} ({100 * gate.accuracy.level:g} % intervals, in the next line too)"),
+        ("All ablated", f"the metric falls by {estimate(gate.difference)}"),
+    ]
+    if one is None:
+        return rows
+    values = f"model {decimal(one.metric_model)}, circuit {decimal(one.metric_circuit)}"
+    rows += [
+        ("Metric", f"{values}, all ablated {decimal(one.metric_ablated)}"),
+        ("Kept", f"{estimate(one.retained)}: (circuit \u2212 ablated) / (model \u2212 ablated), ratio of means"),
+        ("KL", f"{decimal(one.kl)} nats per read position, from model to circuit"),
+    ]
+    if one.cmd is not None and one.cpr is not None:
+        beats = "; above 1 means circuits that beat the model" if one.cpr > 1 else ""
+        rows.append(("MIB areas", f"CMD {decimal(one.cmd)} (0 is best), CPR {decimal(one.cpr)}{beats}; linear axis"))
+    return rows
+
+
+def controls(found: "DiscoveryFile") -> Grid:
+    """Circuits that this one has to beat."""
+    rows = [
+        (
+            row.name + (" (the claim rests on it)" if row.headline else ""),
+            row.what,
+            count(row.n),
+            _share(row.mean),
+            _share(row.largest),
+            _share(row.matched),
+            DASH if row.p_value is None else probability(row.p_value),
+        )
+        for row in found.controls
+    ]
+    names = ("control", "what it is", "n", "mean kept", "largest", "matched by kind", "p")
+    return Grid("Share of the metric that other circuits of this size keep.", names, tuple(rows))
+
+
+def tests(found: "DiscoveryFile") -> Grid:
+    """Hypothesis tests about the circuit."""
+    rows = [
+        (
+            row.name,
+            row.hypothesis,
+            decimal(row.statistic),
+            DASH if row.p_value is None else probability(row.p_value),
+            count(row.n),
+            row.reading,
+        )
+        for row in found.tests
+    ]
+    names = ("test", "hypothesis", "statistic", "p", "n", "reading")
+    return Grid("Tests after Shi et al., Hypothesis testing the circuit hypothesis (2024).", names, tuple(rows))
+
+
+def roles(found: "DiscoveryFile") -> Grid:
+    """What heads are besides their place."""
+    rows = [(row.node, *role_words(row), count(row.n), row.rule) for row in found.roles]
+    caption = "Heads with a role; effects are shares of clean minus ablated, with intervals widened for all tests."
+    return Grid(caption, ("head", "role", "effect of ablating it", "n", "rule"), tuple(rows))
+
+
+def role_words(role: "Role") -> tuple[str, str]:
+    """Role and effects of one head; what its interval is of differs by role."""
+    between = f"[{_share(role.low)}, {_share(role.high)}]"
+    alone = f"alone {_share(role.alone)}"
+    if role.role == "backup":
+        return (
+            f"backup of {role.other}",
+            f"{alone}; with {role.other} ablated {_share(role.given)}, a gain of {between}",
+        )
+    if role.role == "relay":
+        through = f"through what {role.other} writes {_share(role.given)}, beyond the rule by {between}"
+        return f"relay of {role.other}", f"{alone}; {through}"
+    return role.role, f"{alone} {between}"
+
+
+def pairs(found: "DiscoveryFile") -> Grid:
+    """Pairs of edges that do more, or less, together than apart."""
+    far = [row for row in found.pairs if row.low > 0 or row.high < 0]
+    rows = [
+        (f"{row.first} and {row.second}", _share(row.together), interaction_words(row))
+        for row in sorted(far, key=lambda row: -abs(row.interaction))
+    ]
+    caption = (
+        "Pairs whose joint effect is not the sum of both, beyond the interval: positive for stand-ins, negative for "
+    )
+    caption += "edges that need each other."
+    return Grid(caption, ("pair", "lost without both", "E(ab) \u2212 E(a) \u2212 E(b)"), tuple(rows))
+
+
+def interaction_words(pair: "PairEffect") -> str:
+    """Interaction with its interval."""
+    return f"{_share(pair.interaction)} [{_share(pair.low)}, {_share(pair.high)}]"
+
+
+def tips(found: "DiscoveryFile") -> dict[str, str]:
+    """More words for the tooltips of the drawing, by node and edge."""
+    said: dict[str, list[str]] = {}
+    for role in found.roles:
+        said.setdefault(role.node, []).append(": ".join(role_words(role)) + f", n = {role.n}")
+    for pair in found.pairs:
+        for one, other in ((pair.first, pair.second), (pair.second, pair.first)):
+            if pair.low > 0 or pair.high < 0:
+                said.setdefault(one, []).append(f"with {other}: {interaction_words(pair)} beyond both effects")
+    return {name: "\n".join(lines[:5]) for name, lines in said.items()}
+
+
+def edges(found: "DiscoveryFile") -> Grid:
+    """Kept edges, large scores first; edges by position with their places."""
+    if found.circuit is None:
+        return Grid("", (), ())
+    data = drawn(found.circuit)
+    order = sorted(data.pooled.items(), key=lambda item: (-abs(total(item[1])), item[0]))
+    rows = []
+    for name, places in order[:MOST_EDGES]:
+        again = [edge.frequency for edge in places if edge.frequency is not None]
+        share = DASH if not again else _share(sum(again) / len(again))
+        rows.append((name, decimal(total(places)), share, *((kinds(data, name),) if data.positions else ())))
+    left = len(order) - len(rows)
+    caption = "Kept edges by size of score" + (f"; {count(left)} smaller ones are in circuit.json." if left else ".")
+    if data.positions:
+        caption += " A score is the sum over the places of an edge; kept again is their mean."
+    names = ("edge", "score", "kept again", *(("where",) if data.positions else ()))
+    return Grid(caption, names, tuple(rows))
+
+
+def stability(found: "DiscoveryFile") -> list[str]:
+    """How much of the circuit another sample of prompts gives again."""
+    said, again = [], found.stability
+    if again is not None and again.overlap is not None:
+        said.append(
+            f"{again.reruns} whole searches on resampled prompts keep {min(again.sizes)} to {max(again.sizes)} edges; "
+            f"their overlap with this circuit (Jaccard) is {decimal(again.overlap.value)} {bounds(again.overlap)}, the "
+            "lowest and the highest of them."
+        )
+    if found.split_half is not None:
+        said.append(
+            f"Circuits of two halves of the prompts overlap by {decimal(found.split_half)}: what chance changes."
+        )
+    return said
+
+
+def story_table(story: "Trajectory") -> Grid:
+    """One row per checkpoint."""
+    rows = [
+        (
+            count(point.step),
+            point.verdict,
+            decimal(point.accuracy),
+            f"{count(point.n_kept)} of {count(point.n_live)}" if point.n_live else DASH,
+            DASH if point.retained is None else f"{decimal(point.retained.value)} {bounds(point.retained)}",
+            DASH if point.overlap is None else decimal(point.overlap),
+            DASH if point.split_half is None else decimal(point.split_half),
+            {True: "yes", False: "no", None: DASH}[point.changed],
+        )
+        for point in story.points
+    ]
+    names = ("step", "verdict", "accuracy", "edges", "metric kept", "overlap before", "two halves", "changed")
+    return Grid(story.note, names, tuple(rows))
+
+
+def lives(story: "Trajectory", most: int = 40) -> Grid:
+    """Edges that stayed, with birth and death."""
+    born = [edge for edge in story.edges if edge.born is not None]
+    rows = [
+        (edge.edge, count(edge.born), DASH if edge.died is None else count(edge.died), count(len(edge.present)))
+        for edge in born[:most]
+    ]
+    more = f" {count(len(born) - most)} more are not shown." if len(born) > most else ""
+    caption = f"{count(len(born))} edges are in three circuits in a row; born and died are the first of three.{more}"
+    return Grid(caption, ("edge", "born", "died", "checkpoints"), tuple(rows))
+
+
+def provenance(found: "DiscoveryFile", extra: Sequence[tuple[str, str]] = ()) -> list[tuple[str, str]]:
+    """Where the numbers come from."""
+    rows = list(extra)
+    if found.circuit is not None:
+        about = found.circuit.provenance
+        parts = ", ".join(
+            f"{name} {count(n)} ({count(about.n_units.get(name, n))} sequences)" for name, n in about.n_prompts.items()
+        )
+        rows += [
+            ("Model", about.model + ("" if about.step is None else f", step {count(about.step)}")),
+            ("Weights", about.fingerprint),
+            ("Stored as", about.dtype),
+            *((name.replace("_", " "), value) for name, value in about.processing.items()),
+            ("Prompts", f"{about.pairs}: {parts}"),
+            ("Prompt hash", about.pairs_fingerprint),
+            ("Metric", about.metric),
+            ("Ablation", f"{about.ablation}; {about.direction}"),
+            ("Ranked by", about.method),
+            ("Code", about.code_version),
+            ("Seed", str(about.seed)),
+            ("Threads", str(about.threads)),
+        ]
+    chosen = ", ".join(f"{name} {value}" for name, value in found.settings.model_dump(mode="json").items())
+    return [*rows, ("Settings", chosen)]
+
+
+def _share(value: float | None) -> str:
+    return DASH if value is None else f"{100 * value:.1f} %".replace("-", "\u2212")
+
+
+def _range(interval) -> str:
+    return f"[{100 * interval.low:.1f}, {100 * interval.high:.1f}] %"
