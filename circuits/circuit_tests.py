@@ -72,18 +72,21 @@ def _kernel(x: Float[Tensor, "unit"]) -> Float[Tensor, "unit unit"]:
     return torch.exp(-distance / (2 * width))
 
 
-def minimality(runs: MaskedRuns, kept: Mask, randoms: tuple[Mask, ...], generator: torch.Generator) -> TestSummary:
+def minimality(
+    runs: MaskedRuns, kept: Mask, scores: Tensor, randoms: tuple[Mask, ...], generator: torch.Generator
+) -> TestSummary:
     """Does leaving out a kept edge cost more than leaving out an edge of a random path added to the circuit?
 
-    For each of the least effective kept edges: |change of the share kept| without it, against the same for random edges
+    For each of the lowest ranked kept edges: |change of the share kept| without it, against the same for random edges
     of random paths joined to the circuit. The statistic is the share of the tested edges above the random ones' 95 %
     quantile; p is that of the least of them, with the number of tested edges as Bonferroni's factor.
     """
     places = kept.nonzero()
+    places = places[scores[kept].abs().argsort(stable=True)[:EDGES]]
     base = share_kept(runs.values(kept[None])[0], runs.clean, runs.ablated)
     less = kept.repeat(len(places), *([1] * kept.dim()))
     less[(torch.arange(len(places)), *places.T)] = False
-    effects = (share_kept(runs.values(less), runs.clean, runs.ablated) - base).abs().sort().values[:EDGES]
+    effects = (share_kept(runs.values(less), runs.clean, runs.ablated) - base).abs().sort().values
     inflated, without = [], []
     for control in randoms:
         extra = (control & ~kept).nonzero()

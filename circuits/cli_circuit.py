@@ -38,7 +38,7 @@ def circuit(
     ablation: Ablation = "resample",
     method: Method = "auto",
     target: Target = 0.95,
-    seconds: Seconds = 30.0,
+    seconds: Seconds = 60.0,
     controls: Controls = 100,
     reruns: Reruns = 5,
     bos: Annotated[bool, typer.Option("--bos", help="Put a BOS token first; for prompt pairs given as text.")] = False,

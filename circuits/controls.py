@@ -275,12 +275,19 @@ def control_sets(
     n: int,
     generator: torch.Generator,
     mass: Float[Tensor, "layer head q_pos k_pos"],
+    n_beside: int | None = None,
 ) -> list[Control]:
-    """All controls of a found circuit; the claim rests on the random paths alone."""
+    """All controls of a found circuit; the claim rests on the random paths alone.
+
+    Args:
+        n: random paths.
+        n_beside: draws of each other random control; None for as many.
+    """
+    n_beside = n if n_beside is None else n_beside
     size = int(found.sum())
     controls = [random_paths(runs, live, found, n, generator)] if n else []
-    if n and FINEST not in controls[0].what:
-        controls.append(random_paths(runs, live, found, n, generator, FINEST))
+    if n_beside and FINEST not in controls[0].what:
+        controls.append(random_paths(runs, live, found, n_beside, generator, FINEST))
     if live.dim() == 4:
         one, gone = shifted(live, found)
         back, lost = shifted(live, found, -1)
@@ -288,7 +295,7 @@ def control_sets(
         controls.append(Control("shifted", what, (one, back)))
     controls.append(Control("attention", "heads with the most attention", (attention_top(runs, live, size, mass),)))
     controls.append(Control("complement", "all live edges but the circuit's: low if it is needed", (live & ~found,)))
-    if n:
+    if n_beside:
         what = "random live edges, most of them on no path"
-        controls.append(Control("uniform", what, uniform(live, size, n, generator)))
+        controls.append(Control("uniform", what, uniform(live, size, n_beside, generator)))
     return controls

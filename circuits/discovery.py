@@ -23,6 +23,7 @@ from circuits.subject import Subject, example_of
 from interp.provenance import code_version
 from interp.rng import generator
 
+RERUN_STAGES = 3  # stages' worth of processor time that whole searches on resampled prompts may take
 LIMITS = (
     "Edges are ranked and the size is chosen on other prompts than the faithfulness is measured on.",
     "A faithful circuit need not be the only one: stand-ins that are silent in the clean run are no part of it.",
@@ -70,7 +71,11 @@ def discover(
     with stages.of("faithfulness and controls"):
         judgement = judged(problem, found, settings, tell, given["n_edges"])
     with stages.of("stability"):
-        stability, frequency = stable(problem, found, settings, tell)
+        reruns = min(settings.reruns, int(RERUN_STAGES * settings.seconds / max(stages.seconds["search"], 1e-9)))
+        stability, frequency = stable(problem, found, settings.model_copy(update={"reruns": reruns}), tell)
+        if reruns < settings.reruns:
+            spent = f"the search took {stages.seconds['search']:,.0f} s"
+            given["notes"].append(f"{reruns} searches rerun for stability, {settings.reruns} asked for: {spent}")
         split_half = split_half_overlap(problem, settings, tell) if settings.halves else None
     circuit = replace(circuit, faithfulness=judgement.faithfulness.retained, frequency=frequency)
     verdict, headline = verdict_of(circuit, judgement, settings)

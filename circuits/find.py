@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
 
+from circuits.engine.plan import forward_flops, product_speed
 from circuits.interactions import Interactions, interactions
 from circuits.problem import Problem
 from circuits.pruning import Keeping, joined, order_of, removed, smallest
@@ -25,7 +26,7 @@ class Settings(Frozen):
 
     method: str = Field("auto", description="auto, or one method of `circuits.search` alone")
     target: float = Field(0.95, gt=0, lt=1, description="share of the model's metric that the circuit has to keep")
-    seconds: float = Field(30.0, gt=0, description="processor seconds that one stage may be predicted to take")
+    seconds: float = Field(60.0, gt=0, description="processor seconds that one stage may be predicted to take")
     top_k: int = Field(200, ge=0, description="edges scored exactly after a screening by gradients")
     controls: int = Field(100, ge=0, description="matched random circuits")
     reruns: int = Field(5, ge=0, description="whole searches on resampled prompts, for stability")
@@ -68,6 +69,10 @@ class _Course:
     def search(self, warm: Tensor | None = None, steps: int = STEPS[1]) -> Search:
         return Search(self.problem, seed=self.settings.seed, warm=warm, steps=steps, tell=self.tell)
 
+    def runs_allowed(self, parts: tuple[str, ...] = ("score", "choose")) -> int:
+        """Circuits whose runs on some parts are predicted to fit the budget."""
+        return int(self.settings.seconds / seconds_per_run(self.problem, parts))
+
     def fits(self, name: str, search: Search) -> bool:
         """Whether a method is predicted to stay within the budget; says so where it is not."""
         seconds = load("search", name).predicted_seconds(search)
@@ -77,6 +82,15 @@ class _Course:
             f"{name} left out: predicted {seconds:,.0f} s of processor time, {self.settings.seconds:,.0f} s allowed"
         )
         return False
+
+
+def seconds_per_run(problem: Problem, parts: tuple[str, ...]) -> float:
+    """Processor seconds that one circuit's run is predicted to take: two forward passes, the readers' own inputs."""
+    work = 0.0
+    for name in parts:
+        n_prompts, n_pos = problem.parts[name].pairs.clean.shape
+        work += 2 * n_prompts * forward_flops(problem.decoder, n_pos, logits=False)
+    return work / product_speed(problem.decoder, 1024)
 
 
 def find_circuit(
@@ -108,7 +122,10 @@ def find_circuit(
         return Found(empty, _final(course, empty, None), course.rankings, "", None, tuple(course.notes))
     chosen = min(circuits, key=lambda name: int(circuits[name].sum()))
     scores = course.rankings[chosen].scores
-    kept = removed(problem, circuits[chosen], scores, target, keeping, settings.removals, tell)
+    removals = min(settings.removals, course.runs_allowed())
+    if removals < settings.removals:
+        course.notes.append(f"edges removed exactly with {removals} runs of circuits, {settings.removals} asked for")
+    kept = removed(problem, circuits[chosen], scores, target, keeping, removals, tell)
     seen = None
     if look_for_interactions and not problem.by_position and settings.method == "auto":
         seen = _interactions(course, scores)
@@ -167,9 +184,13 @@ def _averaged(course: _Course) -> Ranking:
 def _confirmed(course: _Course, ranking: Ranking) -> Ranking:
     """The top edges of a screening, scored by leaving each out exactly, in front of all others."""
     problem, part = course.problem, course.problem.parts["score"]
-    order = order_of(ranking.scores, problem.live)[: course.settings.top_k]
+    allowed = min(course.settings.top_k, 2 * course.runs_allowed(("score",)))  # layers before the edge are not run
+    if allowed < course.settings.top_k:
+        course.notes.append(f"{allowed} edges confirmed exactly, {course.settings.top_k} asked for")
+    order = order_of(ranking.scores, problem.live)[:allowed]
     if not len(order):
         return ranking
+    order = order[(order % problem.live.shape[1]).argsort(stable=True)]  # by reader, so that runs share their start
     runs, exact = part.runs, []
     size = runs.at_once(problem.live[None].expand(len(order), *problem.live.shape))
     for number, some in enumerate(order.split(size)):

@@ -27,6 +27,7 @@ from interp.errors import UsageError
 from interp.rng import generator
 
 HEAVY_BYTES = 2**26  # of one circuit's run; above it curves take fewer points
+BESIDE = 20  # random circuits beside the matched ones, and half as many pairs of runs, where a run is heavy
 FEW = (0.001, 0.01, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 
@@ -47,14 +48,17 @@ def judged(problem: Problem, found: Found, settings: Settings, tell: Tell, n_edg
     tell("faithfulness", 1, 3)
     faithfulness = _faithfulness(problem, part, found, values[0], n_edges, stream)
     tell("faithfulness", 2, 3)
-    controls = control_sets(part.runs, problem.live, found.kept, settings.controls, stream, attention_mass(part))
+    heavy = part.runs.bytes_each(problem.by_position) > HEAVY_BYTES
+    n, mass = settings.controls, attention_mass(part)
+    beside = min(n, BESIDE) if heavy else n
+    controls = control_sets(part.runs, problem.live, found.kept, n, stream, mass, beside)
     summaries = tuple(_summary(part, control, faithfulness.retained.value, tell) for control in controls)
     random = controls[0].circuits if settings.controls else ()
     tests = (
         equivalence(part, values[0]),
         independence(part, values[1], stream),
-        minimality(part.runs, found.kept, random[:60], stream),
-        completeness(part.runs, problem.live, found.kept, stream),
+        minimality(part.runs, found.kept, found.scores, random[: BESIDE if heavy else 60], stream),
+        completeness(part.runs, problem.live, found.kept, stream, BESIDE // 2 if heavy else BESIDE),
     )
     tell("faithfulness", 3, 3)
     return Judgement(faithfulness, summaries, tests)

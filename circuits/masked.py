@@ -70,6 +70,8 @@ class MaskedRuns:
         self.ablations = self._outputs(other) if other is not None else [replaced(runs, x) for x in self.writes]
         self.base_logits = decoder_logits(self.decoder, runs.base)[self.rows.prompt, self.rows.pos]
         self.clean = metric_value(self.decoder, runs.base, runs.base, runs.metric, runs.rows)
+        pairs = zip(self.writes, self.ablations, strict=True)
+        self.moved = torch.tensor([bool((one != other).any()) for one, other in pairs])
         self._sum_ablations()
         self.n_pos = runs.base.final.shape[1]
         self.ablated = self.values(runs.base.final.new_zeros(1, *self.graph.exists.shape))[0]
@@ -116,9 +118,15 @@ class MaskedRuns:
         stream = Stream(kept, len(self.graph.senders), self)
         stream.add(self.writes[0][None].expand(len(kept), -1, -1, -1), self.ablations[0])
         every = torch.arange(self.n_pos, device=at[1].device)
-        receiver, sender = 0, 1
+        receiver, sender, first = 0, 1, self._first_changed(kept)
         for number, layer in enumerate(self.decoder.layers):
             n_heads, n_kv = len(layer.attn.W_Q), len(layer.attn.W_K)
+            if number < first:  # what is written here is what the clean run writes
+                new = n_heads + (layer.mlp is not None)
+                for index in range(sender, sender + new):
+                    stream.add(self.writes[index][None].expand(len(kept), -1, -1, -1), self.ablations[index])
+                receiver, sender = receiver + n_heads + 2 * n_kv + (layer.mlp is not None), sender + new
+                continue
             place = at[1].unique() if number == len(self.decoder.layers) - 1 else every  # nothing else reads the last
             outs = self._heads(number, layer, stream, receiver, place)  # [circuit head batch place d_model]
             receiver += n_heads + 2 * n_kv
@@ -132,6 +140,19 @@ class MaskedRuns:
                 stream.add(layer.mlp(normed(layer.ln2, x)), self.ablations[sender], place)
                 receiver, sender = receiver + 1, sender + 1
         return self.decoder.logits(stream.final(receiver, self.before_logits, at))
+
+    def _first_changed(self, kept: Tensor) -> int:
+        """The first layer that one of the circuits does not keep whole; 0 by position or where gradients are wanted."""
+        if kept.requires_grad or kept.dim() == 5:
+            return 0
+        lacking = (kept != 1) & (self.graph.exists & self.moved[:, None]).to(kept.device)
+        changed, receiver = lacking.any(0).any(0), 0
+        for number, layer in enumerate(self.decoder.layers):
+            size = len(layer.attn.W_Q) + 2 * len(layer.attn.W_K) + (layer.mlp is not None)
+            if bool(changed[receiver : receiver + size].any()):
+                return number
+            receiver += size
+        return len(self.decoder.layers)
 
     def _heads(self, number: int, layer: Layer, stream: "Stream", first: int, place: Int[Tensor, "place"]) -> Tensor:
         """What every head of a layer writes at some places, [circuit head batch place d_model]."""

@@ -26,14 +26,14 @@ class Problem:
         ablation: what senders write outside the circuit: their output in the corrupted run ("resample"), the mean of
             their clean output over prompts and positions, or zero.
         by_position: edges have positions; the prompts must then agree column by column.
-        max_bytes: memory for batched runs; None for a quarter of what is free.
+        max_bytes: memory for batched runs; None for a quarter of what is free, with which results may vary a little.
     """
 
     decoder: Decoder
     pairs: Pairs
     ablation: Ablation = "resample"
     by_position: bool = False
-    max_bytes: int | None = None
+    max_bytes: int | None = 2 << 30
 
     def __post_init__(self) -> None:
         if self.by_position and not self.pairs.aligned():
