@@ -90,7 +90,7 @@ class DiscoveryFile(Frozen):
     verdict: Verdict
     headline: str
     gate: Gate
-    circuit: CircuitFile | None
+    circuit: CircuitFile | None = None
     nodes: list[str] = Field(default_factory=list, description="heads and MLPs of the circuit")
     n_kept: int = 0
     n_live: int = 0
