@@ -62,7 +62,7 @@ def loss(rows: Rows, last: int) -> alt.Chart:
 def accuracy(rows: Rows, last: int) -> alt.Chart:
     """Accuracy on whole held-out sequences as a table: a column for each evaluation, a row for each length."""
     steps = sorted({row["step"] for row in rows})
-    until = dict(zip(steps, [*steps[1:], max(last, 1)], strict=True))
+    until = dict(zip(steps, [*steps[1:], max(last, 1)], strict=False))
     colour = alt.Color("accuracy:Q", title="accuracy", scale=alt.Scale(scheme="viridis", domain=[0, 1]))
     tip = ["step:Q", "length:O", alt.Tooltip("accuracy:Q", format=".3f")]
     cells = _chart([{**row, "until": until[row["step"]]} for row in rows]).mark_rect(strokeWidth=1)

@@ -143,10 +143,9 @@ class Page:
             command: from `self.command(...)`; None where no command gives this.
             python: lines after `self.python_start()`; None where there is nothing to say.
         """
-        with (
-            self.slots.get("share", st.container()),
-            st.popover("Share", icon=":material/share:", key=f"{self.view}.share"),
-        ):
+        self.slots["shared"] = True
+        place = self.slots["share"] if "share" in self.slots else st.container()
+        with place, st.popover("Share", icon=":material/share:", key=f"{self.view}.share"):
             st.markdown("**Copy link** (to exactly this state, for whoever sees this store)")
             st.code(self.link(), language=None, wrap_lines=True)
             if command:

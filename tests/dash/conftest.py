@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,7 @@ def own_workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     yield
     patch.undo()
     for path in folder.rglob("*.sock"):
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection, suppress(ConnectionRefusedError):
             connection.connect(str(path))
             connection.sendall(b'{"name": "ping", "request": {}}\n')
             os.kill(json.loads(connection.recv(1 << 16))["answer"]["pid"], signal.SIGKILL)

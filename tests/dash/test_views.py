@@ -2,22 +2,86 @@
 
 import pytest
 
+from interp.errors import InterpError
 from interp.registry import names
-from tests.dash.seen import text
+from tests.dash.seen import allowed_html, text
 
 VIEWS = names("view")
+WILD = [
+    {"step": "abc", "layer": "99", "head": "-4", "example": "1e9"},
+    {"step": "-1", "layer": "", "head": "9" * 40, "metric": "<b>", "length": "nan"},
+    {"step": "\u0661", "example": "-99999999999999999999", "other": "../../etc", "other_step": "x" * 5000},
+]
 
 
 @pytest.mark.parametrize("name", VIEWS)
-def test_a_view_of_an_empty_store_teaches_the_first_command(view, empty_store, name):
+def test_a_view_of_an_empty_store_teaches_a_command_and_makes_no_folder(view, empty_store, name):
     app = view(empty_store, name)
     assert not app.exception
-    assert "interp " in text(app)
+    assert "interp demo" in text(app) or "interp train" in text(app)
     assert not empty_store.root.exists()
 
 
 @pytest.mark.parametrize("name", VIEWS)
-def test_a_view_of_a_trained_run_shows_without_exception(view, normal_store, name):
+def test_a_view_names_direction_ablation_family_and_n_and_can_be_shared(view, normal_store, name):
     app = view(normal_store, name, run="tiny", step=16)
     assert not app.exception
     assert app.title[0].value
+    (line,) = [caption.value for caption in app.caption if "pair family" in caption.value]
+    assert all(word in line for word in ("direction", "ablation", "n: "))
+    link, *others = [code.value for code in app.code if "?run=tiny" in code.value or "from interp" in code.value]
+    assert f"{name}?run=tiny" in link
+    assert any("store.run('tiny')" in other for other in others)
+    commands = [code.value for code in app.code if code.value.startswith("interp ")]
+    assert any(f"--store {normal_store.root}" in command for command in commands)
+
+
+@pytest.mark.parametrize("values", WILD, ids=["words", "signs", "digits"])
+@pytest.mark.parametrize("name", VIEWS)
+def test_an_address_is_clamped_and_never_a_path(view, normal_store, name, values):
+    app = view(normal_store, name, run="tiny", **values)
+    assert not app.exception
+    assert app.title[0].value
+    link = next(code.value for code in app.code if "?run=tiny" in code.value)
+    assert not any(wild in link for wild in ("abc", "99", "-4", "etc", "xxx", "%3Cb", "nan"))
+
+
+@pytest.mark.parametrize("run", ["nowhere", "../tiny", "tiny/../other", "TINY", "a" * 5000, "\x00", "<script>"])
+def test_a_run_that_is_not_listed_is_refused_by_name_and_another_is_not_shown_instead(view, normal_store, run):
+    app = view(normal_store, "emergence", run=run)
+    assert not app.exception
+    assert app.error[0].value == "This cannot be shown."
+    assert "unknown run" in text(app) or "is not allowed" in text(app)
+    assert not app.title
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_markup_in_a_run_adds_no_tag(view, hostile_store, name):
+    app = view(hostile_store, name, run="tiny")
+    assert not app.exception
+    assert not [body for body in allowed_html(app) if "<" in body.replace("<style>", "").replace("</style>", "")]
+    raw = [one.value for one in (*app.markdown, *app.caption) if "](javascript" in one.value.replace("\\", "")]
+    assert not [value for value in raw if "\\]\\(javascript" not in value]
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_a_view_of_a_damaged_run_names_the_file_or_does_without_it(view, corrupted_store, name):
+    app = view(corrupted_store, name, run="tiny")
+    assert not app.exception, app.exception[0].message
+    seen = text(app)
+    assert app.title or app.error
+    if app.error:
+        assert str(corrupted_store.root / "tiny") in seen or "tiny" in seen
+        assert any(code.value.startswith("interp ") for code in app.code)
+    whole = view(corrupted_store, name, run="other")
+    assert not whole.exception
+    assert whole.title[0].value
+
+
+def test_the_damaged_run_is_listed_beside_the_others(view, normal_store):
+    (normal_store.root / "tiny" / "config.json").write_text("{")
+    app = view(normal_store, "runs", run="other")
+    states = {row["run"]: row["state"] for row in app.dataframe[0].value.to_dict("records")}
+    assert states == {"other": "done", "tiny": "damaged"}
+    with pytest.raises(InterpError):
+        _ = normal_store.run("tiny").config
