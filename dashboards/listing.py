@@ -2,6 +2,7 @@
 
 import ast
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from interp.errors import InterpError
@@ -35,7 +36,14 @@ class ViewFile:
 
 def views() -> list[ViewFile]:
     """Every view by its ORDER, then by id; an entry point of the group `interp.views` comes last under its name."""
-    return sorted(map(describe, names("view")), key=lambda view: (view.order, view.id))
+    folder = Path(__file__).with_name("views")
+    return list(_views(tuple(sorted((path.name, path.stat().st_mtime_ns) for path in folder.glob("*.py")))))
+
+
+@lru_cache(maxsize=2)
+def _views(files: tuple[tuple[str, int], ...]) -> tuple[ViewFile, ...]:
+    """The views while the folder holds these files; a plugin installed meanwhile is seen after a restart."""
+    return tuple(sorted(map(describe, names("view")), key=lambda view: (view.order, view.id)))
 
 
 def describe(name: str) -> ViewFile:
