@@ -40,13 +40,14 @@ class Box:
 
 @dataclass
 class Layout:
-    """Boxes by node, marks of the slots by receiver, the gutters between columns, and the room between rows."""
+    """Boxes by node, marks of the slots by receiver, gutters between columns, room between rows, height of a layer."""
 
     width: float
     height: float
     pitch: float
     gutter: float
     room: float
+    layer: float
     boxes: dict[str, Box] = field(default_factory=dict)
     ports: dict[str, tuple[float, float]] = field(default_factory=dict)
     shares: list[tuple[str, str]] = field(default_factory=list)
@@ -75,6 +76,11 @@ class _Heights:
     above: float
     to_kv: float
 
+    @property
+    def layer(self) -> float:
+        """Of one layer with an MLP."""
+        return self.head + self.to_mlp + self.mlp + self.above
+
 
 def layout_of(shape: DrawnShape) -> Layout:
     """Rows are layers with the embedding below and the logits above; columns are heads, the last one the MLP."""
@@ -83,7 +89,7 @@ def layout_of(shape: DrawnShape) -> Layout:
     pitch = min(WIDEST, max(NARROWEST, WIDE / columns))
     tall = _Heights(46, 44, 36, 74, 38) if shape.n_layers <= 6 else _Heights(34, 22, 24, 42, 26)
     gutter = max(20.0, pitch * 0.34, pitch - BOX)
-    found = Layout(max(WIDE, LEFT + pitch * columns + gutter * 0.4 + 2), 0.0, pitch, gutter, tall.to_mlp)
+    found = Layout(max(WIDE, LEFT + pitch * columns + gutter * 0.4 + 2), 0.0, pitch, gutter, tall.to_mlp, tall.layer)
     y = TOP
     boxes = [_bar("logits", found, y, columns)]
     y += BAR + tall.above

@@ -6,7 +6,8 @@ from circuits.report.circuit_layout import Box, Layout
 
 APPROACH = 0.55  # height of the last bend below a slot, as a share of the room that is there
 PULL = 0.75  # how far a bend goes on straight at both ends, as a share of its height
-SAMPLES = 16
+SAMPLES = 48
+FAR = 1.5  # layers beyond which an edge always takes a gutter
 GOLDEN = 0.6180339887498949
 Point = tuple[float, float]
 
@@ -85,6 +86,8 @@ def _bend(begin: Point, end: Point) -> str:
 
 def _free(layout: Layout, begin: Point, end: Point, own: set[str]) -> bool:
     """Whether the curve between two points crosses no box but its own ends."""
+    if begin[1] - end[1] > FAR * layout.layer and begin[0] != end[0]:
+        return False
     near = [box for box in layout.between(end[1], begin[1]) if box.name not in own and box.kind != "bar"]
     for index in range(1, SAMPLES):
         t = index / SAMPLES

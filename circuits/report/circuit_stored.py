@@ -1,15 +1,15 @@
 """The page of a run's circuit from what the run has stored: which discovery, its fellows, and the commands."""
 
+import inspect
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from circuits.find import Settings
+from circuits.cli_circuit import circuit
 from circuits.interchange.own import write_circuit
 from circuits.report.circuit_page import Background, render_circuit_page
 from circuits.stored import StoredCircuit, newest_circuit, stored_circuits
-from circuits.subject import Prompts
 from circuits.trajectory import trajectory
 from interp.errors import UsageError
 from interp.files import disk_errors, replace
@@ -79,19 +79,15 @@ def commands(run: Run, main: StoredCircuit) -> list[tuple[str, str]]:
     """(purpose, line) of the commands that search the circuit again and write this page."""
     request, words = main.request, ["interp", "circuit", run.name]
     words += ["--checkpoints", str(main.step) if main.complete else "all"]
-    prompts, default = request.get("prompts") or {}, Prompts()
-    for name in ("length", "n", "family"):
-        if name in prompts and prompts[name] != getattr(default, name):
-            words += [f"--{name}", str(prompts[name])]
+    usual = {name: one.default for name, one in inspect.signature(circuit).parameters.items()}
+    prompts, settings = request.get("prompts") or {}, request.get("settings") or {}
+    words += _options(prompts, usual, ("length", "n", "family"))
     if request.get("by_position"):
         words.append("--positions")
     if request.get("ablation") not in (None, "resample"):
         words += ["--ablation", str(request["ablation"])]
-    settings, usual = request.get("settings") or {}, Settings()
-    named = ("method", "target", "seconds", "seed", *(("controls", "reruns") if main.complete else ()))
-    for name in named:
-        if name in settings and settings[name] != getattr(usual, name):
-            words += [f"--{name}", str(settings[name])]
+    more = ("controls", "reruns") if main.complete else ()
+    words += _options(settings, usual, ("method", "target", "seconds", "seed", *more))
     store = run.path.parent
     where = [] if store.name == "runs" else ["--store", store.name]
     page = ["interp", "report", "circuit", run.name, "--checkpoint", str(main.step), *where]
@@ -99,3 +95,9 @@ def commands(run: Run, main: StoredCircuit) -> list[tuple[str, str]]:
         ("search the circuit again", shlex.join([*words, *where])),
         ("write this page", shlex.join(page)),
     ]
+
+
+def _options(values: dict[str, Any], usual: dict[str, Any], names: Sequence[str]) -> list[str]:
+    """Options of the command for values that are not what it takes by itself."""
+    changed = [name for name in names if name in values and values[name] != usual[name]]
+    return [word for name in changed for word in (f"--{name}", str(values[name]))]
