@@ -4,7 +4,7 @@ import hmac
 import os
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import parse_qsl, quote, urlencode
 
 from streamlit import config
 from streamlit.web.server.starlette.starlette_websocket import is_host_allowed
@@ -76,7 +76,7 @@ def _hardened(send: Any) -> Any:
 
 async def _enter(scope: dict[str, Any], send: Any, token: str, rest: list[tuple[str, str]]) -> None:
     """Set the cookie and send the browser to the same address without the token."""
-    where = scope["path"] + (f"?{urlencode(rest)}" if rest else "")
+    where = quote(scope["path"]) + (f"?{urlencode(rest)}" if rest else "")
     cookie = f"{COOKIE}={token}; Path=/; HttpOnly; SameSite=Strict"
     headers = [(b"location", ("/" + where.lstrip("/\\")).encode()), (b"set-cookie", cookie.encode()), *HEADERS]
     await send({"type": "http.response.start", "status": 303, "headers": headers})
