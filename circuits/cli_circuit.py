@@ -1,11 +1,13 @@
 """The command `interp circuit`."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
+    from circuits.foreign_series import PathRequest
     from circuits.through_training import Request
     from interp.run import Run
 
@@ -24,6 +26,9 @@ Method = Annotated[str, typer.Option(help="auto, or one method alone: exact, eap
 Target = Annotated[float, typer.Option(min=0.01, max=0.99, help="Share of the metric that the circuit has to keep.")]
 Seconds = Annotated[float, typer.Option(min=1.0, help="Processor seconds that one stage may be predicted to take.")]
 Controls = Annotated[int, typer.Option(min=0, help="Matched random circuits.")]
+Output = Annotated[
+    Path | None, typer.Option("-o", "--output", help="Folder for circuit.json and all results; not for a run's own.")
+]
 Reruns = Annotated[int, typer.Option(min=0, help="Whole searches on resampled prompts.")]
 
 
@@ -47,7 +52,9 @@ def circuit(
     seed: Annotated[int, typer.Option(min=0, help="Seed of prompts, masks, controls and intervals.")] = 0,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
     store: Annotated[Path, typer.Option(help="Folder in which the name of a run is looked up.")] = Path("runs"),
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder for circuit.json; for a path.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder for circuit.json and all results; for a path.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Find the circuit behind a behaviour: which edges, how faithful, how sure, and how it came about."""
@@ -76,8 +83,17 @@ def circuit(
                 str(run.path.parent), run.name, 0, prompts, ablation, positions, settings.model_dump(), fresh
             )
             _of_run(run, request, checkpoints, workers, tell, as_json)
-        else:
-            _of_path(Path(model), pairs, checkpoints, bos, ablation, positions, settings, output, tell, as_json)
+            return
+        from circuits.foreign_series import PathRequest
+
+        path = Path(model) if run is None else run.path
+        if pairs is None:
+            raise UsageError(
+                f"{path}: a model that is no run of ours needs prompt pairs: --pairs FILE.jsonl (or a MIB .csv)"
+            )
+        kept = None if output is None else str(output)
+        given = (str(path), str(pairs), None, bos, ablation, positions, settings.model_dump(), kept, fresh)
+        _of_path(path, PathRequest(*given), checkpoints, workers, tell, as_json)
 
 
 def _run_named(model: str, store: Path) -> "Run | None":
@@ -115,27 +131,35 @@ def _of_run(run: "Run", request: "Request", checkpoints: str, workers: int, tell
     print_json(output) if as_json else show_trajectory(output)
 
 
-def _of_path(path, pairs, checkpoints, bos, ablation, positions, settings, output, tell, as_json: bool) -> None:
-    """A checkpoint that is no run of ours, or a run with prompt pairs from a file."""
-    from circuits.circuit_text import show_discovery
-    from circuits.discovery import discover
+def _of_path(path: Path, request: "PathRequest", checkpoints: str, workers: int, tell, as_json: bool) -> None:
+    """A checkpoint that is no run of ours, or a run with prompt pairs from a file; or a series of either."""
+    from circuits.circuit_text import show_discovery, show_trajectory
+    from circuits.foreign_series import discover_path, follow_path
     from circuits.outputs import CircuitOutput
-    from circuits.subject import of_path
+    from interp.adapters.opening import steps_of
     from interp.console import note, print_json
     from interp.errors import UsageError
 
     if checkpoints not in ("last", "all") and not checkpoints.isdecimal():
-        raise UsageError(f"--checkpoints {checkpoints!r}: expected last or one step")
+        raise UsageError(f"--checkpoints {checkpoints!r}: expected last, all, or one step")
+    story, steps = None, steps_of(path)
     if checkpoints == "all":
-        raise UsageError("--checkpoints all: with prompt pairs from a file one checkpoint at a time; give a step")
-    step = int(checkpoints) if checkpoints.isdecimal() else None
-    subject = of_path(path, pairs, step=step, bos=bos, seed=settings.seed)
-    found, circuit = discover(subject, subject.problem(ablation, positions), settings, tell)
-    result = CircuitOutput(model=subject.model, step=subject.step, discovery=found, trajectory=None)
-    print_json(result) if as_json else show_discovery(result)
-    if circuit is not None and output is not None:
+        if not steps:
+            raise UsageError(f"--checkpoints all: {path} holds a single model, not a series of steps")
+        found, story = follow_path(steps, request, workers, lambda done, of: tell("checkpoints", done, of))
+        last, step = found[-1], steps[-1]
+    else:
+        step = int(checkpoints) if checkpoints.isdecimal() else None
+        last = discover_path(replace(request, step=step), tell)
+        step = last.circuit.provenance.step if last.circuit is not None else step
+    output = CircuitOutput(model=path.name, step=step, discovery=last, trajectory=story)
+    if as_json:
+        print_json(output)
+    else:
+        show_discovery(output) if story is None else show_trajectory(output)
+    if last.circuit is not None and request.folder is not None:
         from interp.jsonfile import write_sealed
 
-        output.mkdir(parents=True, exist_ok=True)
-        write_sealed(output / "circuit.json", circuit.to_file().model_dump(mode="json"))
-        note(f"wrote {output / 'circuit.json'}")
+        place = Path(request.folder) / "circuit.json"
+        write_sealed(place, last.circuit.model_dump(mode="json"))
+        note(f"wrote {place}")

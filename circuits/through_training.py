@@ -74,7 +74,10 @@ def discover_at(request: Request, tell: Tell = silent) -> DiscoveryFile:
 
 
 def discover_all(
-    run: Run, requests: Sequence[Request], workers: int, progress: Callable[[int, int], None]
+    discover_one: Callable[[Any], DiscoveryFile],
+    requests: Sequence[Any],
+    workers: int,
+    progress: Callable[[int, int], None],
 ) -> list[DiscoveryFile]:
     """Discoveries at several checkpoints, in parallel processes; what is stored already is read.
 
@@ -85,10 +88,10 @@ def discover_all(
     """
     try:
         if workers > 1:
-            return _side_by_side(requests, workers, progress)
+            return _side_by_side(discover_one, requests, workers, progress)
         found = []
         for done, request in enumerate(requests, 1):
-            found.append(discover_at(request))
+            found.append(discover_one(request))
             progress(done, len(requests))
     except KeyboardInterrupt:
         raise Interrupted("stopped; the same command goes on after the checkpoints that are done") from None
@@ -96,14 +99,17 @@ def discover_all(
 
 
 def _side_by_side(
-    requests: Sequence[Request], workers: int, progress: Callable[[int, int], None]
+    discover_one: Callable[[Any], DiscoveryFile],
+    requests: Sequence[Any],
+    workers: int,
+    progress: Callable[[int, int], None],
 ) -> list[DiscoveryFile]:
     """In several processes; they end with this call, however it ends."""
     results: dict[int, DiscoveryFile] = {}
     others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_prepare)
     try:
-        waiting = {pool.submit(discover_at, request): index for index, request in enumerate(requests)}
+        waiting = {pool.submit(discover_one, request): index for index, request in enumerate(requests)}
         for done, future in enumerate(as_completed(waiting), 1):
             results[waiting[future]] = future.result()
             progress(done, len(requests))
@@ -144,7 +150,7 @@ def follow(
     """
     settings = light(Settings(**template.settings)).model_dump()
     requests = [replace(request_for(run, step, template), settings=settings) for step in steps]
-    found = discover_all(run, requests, workers, progress)
+    found = discover_all(discover_at, requests, workers, progress)
     story = trajectory(steps, found)
     keys = [key_of(run, request) for request in requests]
     name = hashlib.sha256(canonical_json(keys)).hexdigest()[:20]
