@@ -70,8 +70,9 @@ def interactions(
 
     A node is ablated by leaving out all its outgoing edges. b backs up a where ablating b costs more while a is ablated
     than in the clean run, beyond an interval over units that is widened for the number of pairs looked at, and by at
-    least 5 % of clean minus ablated. b relays a where leaving out a -> b.v costs at least 80 % of what ablating b does.
-    b is negative where ablating it raises the metric.
+    least 5 % of clean minus ablated; it also has to cost that much itself then. The backup of two is the one that
+    gives the logits less in the clean run. b relays a where leaving out a -> b.v costs at least 80 % of what ablating b
+    does. b is negative where ablating it raises the metric.
 
     Args:
         order: live edges, most important first.
@@ -116,6 +117,10 @@ class Measure:
             left[sender, receiver] = False
         return left
 
+    def to_logits(self, sender: int) -> tuple[int, int]:
+        """The edge from a node to the logits."""
+        return sender, len(self.graph.receivers) - 1
+
     def of(self, kept: list[Tensor]) -> Float[Tensor, "case unit"]:
         """Share of the metric that each case loses, per unit; negative where the metric rises."""
         if not kept:
@@ -135,16 +140,31 @@ class Measure:
 def _backups(measure: Measure, nodes: list[int], single: dict[int, Tensor]) -> list[Role]:
     pairs = [(a, b) for a in nodes for b in nodes if a < b]
     both = measure.of([measure.without_edges([], measure.without_node(a) & measure.without_node(b)) for a, b in pairs])
-    found, rule = [], f"extra effect at least {SIZE:.0%} and above 0 beyond {2 * len(pairs)} tests"
+    direct = dict(zip(nodes, measure.of([measure.without_edges([measure.to_logits(i)]) for i in nodes]), strict=True))
+    found, rule = [], f"effect then, and gain over alone, at least {SIZE:.0%} and above 0 beyond {2 * len(pairs)} tests"
     for (a, b), together in zip(pairs, both, strict=True):
         extra = together - single[a] - single[b]
         mean, low, high = measure.interval(extra, 2 * len(pairs))
         if not (mean >= SIZE and low > 0):
             continue
-        primary, backup = (a, b) if float(single[a].mean()) >= float(single[b].mean()) else (b, a)
+        primary, backup = _ordered(a, b, direct, single)
         given = together - single[primary]
+        helps = measure.interval(given, 2 * len(pairs))
+        if not (helps[0] >= SIZE and helps[1] > 0):  # a negative head whose input is gone loses its harm: no backup
+            continue
         found.append(_role(measure, backup, "backup", primary, single, float(given.mean()), (low, high), rule))
     return found
+
+
+def _ordered(a: int, b: int, direct: dict[int, Tensor], single: dict[int, Tensor]) -> tuple[int, int]:
+    """Primary and backup: first who gives the logits more in the clean run; where that is alike, who costs more alone.
+
+    What ablating a node costs alone says little here: a complete backup hides all of it.
+    """
+    gap = float(direct[a].mean() - direct[b].mean())
+    if abs(gap) < SIZE:
+        gap = float(single[a].mean() - single[b].mean())
+    return (a, b) if gap >= 0 else (b, a)
 
 
 def _negative(measure: Measure, nodes: list[int], single: dict[int, Tensor]) -> list[Role]:
