@@ -18,13 +18,14 @@ ICON = ":material/list:"
 
 POLL_SECONDS = 2.0
 RECENT_JOBS = 5
+RESUMABLE = ("interrupted", "died", "failed", "created")
 COLUMNS = {
     "run": st.column_config.TextColumn("run", pinned=True),
     "accuracy": st.column_config.ProgressColumn(
         "accuracy", min_value=0.0, max_value=1.0, format="%.3f", help="worst length, newest evaluation"
     ),
     "progress": st.column_config.ProgressColumn(
-        "step", min_value=0.0, max_value=1.0, format="percent", help="share of the steps at most; a run may stop sooner"
+        "of steps", min_value=0.0, max_value=1.0, format="percent", help="of the steps at most; a run may stop sooner"
     ),
 }
 
@@ -90,19 +91,25 @@ def _table(page: Page, rows: Sequence[data.RunRow]) -> None:
         column_order=order,
         alt="Runs with state, task, seed, accuracy and step",
     )
-    picked = [rows[index].run for index in chosen["selection"]["rows"] if index < len(rows)]
-    _open(page, picked)
+    _open(page, [rows[index] for index in chosen["selection"]["rows"] if index < len(rows)])
 
 
-def _open(page: Page, picked: Sequence[str]) -> None:
-    """Links for the chosen rows."""
+def _open(page: Page, picked: Sequence[data.RunRow]) -> None:
+    """What can be done with the chosen rows: open one or continue it, compare two."""
     left, right = st.columns(2)
     if len(picked) == 1:
+        row = picked[0]
         with left:
-            page.open("emergence", f"Open {plain(picked[0])}", run=picked[0])
-    if len(picked) == 2:
-        with right:
-            page.open("compare", "Compare the two", run=picked[0], other=picked[1])
+            page.open("emergence", f"Open {plain(row.run)}", run=row.run)
+        if row.state in RESUMABLE and row.task is not None:
+            resume = ["train", row.task, f"--name={row.run}", "--resume"]
+            if right.button(f"Continue {row.run}", key="runs.resume", icon=":material/resume:"):
+                starting.begin(page, resume, row.run)
+    elif len(picked) == 2:
+        with left:
+            page.open("compare", "Compare the two", run=picked[0].run, other=picked[1].run)
+    elif picked:
+        left.caption("Choose one run to open it, two to compare them.")
 
 
 def _form(page: Page) -> None:

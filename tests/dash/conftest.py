@@ -28,6 +28,7 @@ SETTINGS = [
     "train.track_every=10", "train.track_move=5.0", "train.stop_accuracy=1.0", "train.stop_patience=50",
     "data.per_length=32", "task_params.max_length=5", "model.n_heads=2", "model.d_model=16",
 ]  # fmt: skip
+LIGHT = Options(n_null=99, per_step=4, per_length=16, accuracy_sequences=16)
 SCRIPT = "from dashboards.router import main\nmain({view!r})\n"
 HOSTILE = "<img src=x onerror=alert(1)></script><script>alert(2)</script> [a](javascript:alert(3)) :red[x] $\\sum$ `c`"
 
@@ -66,7 +67,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = Store(tmp_path_factory.mktemp("trained") / "runs")
     for name, seed in (("other", 1), ("tiny", 0)):
         run = train(tiny_config(seed), store, name)
-    detect_run(run, every_checkpoint=True, options=Options(n_null=99, per_step=4, per_length=16, accuracy_sequences=16))
+    detect_run(run, every_checkpoint=True, options=LIGHT)
     return store.root
 
 
