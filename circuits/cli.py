@@ -124,6 +124,10 @@ def verify(
 def circuit_page(
     run: Annotated[str, typer.Argument(help="Run that `interp circuit` has looked at.")],
     checkpoint: Annotated[str, typer.Option(help="last stored circuit, or a step.")] = "last",
+    positions: Annotated[
+        bool | None,
+        typer.Option("--positions/--no-positions", help="Only with, or without, positions; else the newest."),
+    ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder; RUN/report if not given.")] = None,
     store: StoreOption = Path("runs"),
     as_json: JsonOption = False,
@@ -139,7 +143,7 @@ def circuit_page(
     from circuits.report.circuit_stored import stored_circuit, write_circuit_page
     from interp.console import print_json, say
 
-    main = stored_circuit(opened, step)
+    main = stored_circuit(opened, step, positions)
     written = write_circuit_page(opened, main, output or opened.path / "report")
     files = {kind: str(path) for kind, path in written.items()}
     verdict, headline = main.data["verdict"], main.data["headline"]

@@ -18,16 +18,21 @@ from interp.run import Run
 PAGE, CIRCUIT = "circuit.html", "circuit.json"
 
 
-def stored_circuit(run: Run, step: int | None) -> StoredCircuit:
+def stored_circuit(run: Run, step: int | None, by_position: bool | None = None) -> StoredCircuit:
     """The newest stored discovery, of one step or of the latest that has one.
+
+    Args:
+        by_position: only those with, or without, positions; None takes both.
 
     Raises:
         UsageError: if there is none; the message names the command that makes one.
     """
-    found = newest_circuit(run, step)
+    found = newest_circuit(run, step, by_position)
     if found is not None:
         return found
     where, more = ("", "") if step is None else (f" at step {step}", f" --checkpoints {step}")
+    if by_position is not None:
+        where, more = f"{where} {'with' if by_position else 'without'} positions", more + " --positions" * by_position
     raise UsageError(f"{run.name}{where}: no circuit is stored; run `interp circuit {run.name}{more}` first")
 
 
@@ -90,7 +95,8 @@ def commands(run: Run, main: StoredCircuit) -> list[tuple[str, str]]:
     words += _options(settings, usual, ("method", "target", "seconds", "seed", *more))
     store = run.path.parent
     where = [] if store.name == "runs" else ["--store", store.name]
-    page = ["interp", "report", "circuit", run.name, "--checkpoint", str(main.step), *where]
+    which = "--positions" if main.by_position else "--no-positions"
+    page = ["interp", "report", "circuit", run.name, "--checkpoint", str(main.step), which, *where]
     return [
         ("search the circuit again", shlex.join([*words, *where])),
         ("write this page", shlex.join(page)),

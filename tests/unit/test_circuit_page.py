@@ -193,6 +193,7 @@ def test_where_nothing_is_stored_the_command_that_helps_is_named(tmp_path, capsy
     for more, says in (
         ([], "poly1: no circuit is stored; run `interp circuit poly1` first"),
         (["--checkpoint", "8"], "run `interp circuit poly1 --checkpoints 8` first"),
+        (["--positions"], "poly1 with positions: no circuit is stored; run `interp circuit poly1 --positions` first"),
         (["--checkpoint", "first"], "--checkpoint 'first': expected last, or a step"),
     ):
         assert main(["report", "circuit", "poly1", "--store", str(tmp_path), *more]) == 2
@@ -233,7 +234,8 @@ def test_the_commands_ask_for_the_same_again_with_options_that_exist(changes, li
     stored = StoredCircuit(64, "circuit-a", "ab" * 32, "2026", {**REQUEST, **changes}, {})
     (_, search), (_, again) = commands(run, stored)
     assert search == line.replace("STORE", "kept")
-    assert again == "interp report circuit poly1 --checkpoint 64 --store kept"
+    which = "--positions" if changes.get("by_position") else "--no-positions"
+    assert again == f"interp report circuit poly1 --checkpoint 64 {which} --store kept"
     command = typer.main.get_command(build_app()).commands["circuit"]
     known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
     assert {word for word in shlex.split(search) if word.startswith("--")} <= known
