@@ -22,6 +22,7 @@ from interp.errors import CheckpointError, NotExpressible, StoreError, UnknownNa
 FAMILIES: dict[str, Family] = {"gpt2": GPT2, "gpt_neox": GPT_NEOX, "llama": LLAMA, "mistral": LLAMA, "qwen2": LLAMA}
 KNOWN_AGAINST = {"qwen3": "a norm on queries and keys (qk-norm)", "gemma2": "norms after attention and soft caps"}
 BUFFERS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
+TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")  # change nothing here, but transformers checks them aloud
 MOST = 1 << 31  # of any number in a configuration
 MOST_LAYERS = 4096
 
@@ -102,7 +103,7 @@ def configuration(body: dict, place: Path) -> Any:
 
     _require_small(body, place)
     try:
-        config = CONFIG_MAPPING[body["model_type"]].from_dict(body)
+        config = CONFIG_MAPPING[body["model_type"]].from_dict(body | dict.fromkeys(TOKENS))
         if config.hidden_size % config.num_attention_heads and not getattr(config, "head_dim", None):
             raise ValueError(f"{config.num_attention_heads} heads do not divide the width {config.hidden_size}")
         if config.num_attention_heads % getattr(config, "num_key_value_heads", 1):
@@ -147,14 +148,21 @@ def decoder_from(
     def take(key: str) -> Tensor:
         return used[key].load().to(torch.float32)
 
-    w_u = take(unembedding if unembedding in used else embedding)
-    if tied and unembedding in used and not torch.equal(w_u, take(embedding)):
+    w_e = take(embedding)
+    w_u = take(unembedding) if unembedding in used else w_e
+    if tied and not torch.equal(w_u, w_e):
         raise CheckpointError(
             f"{used[unembedding].file}: {unembedding} differs from {embedding}, though {what} ties them; set "
             "tie_word_embeddings to what was trained"
         )
+    held = {family.embedding: w_e}  # in memory once, also where it is the unembedding
+
+    def values(key: str) -> Tensor:
+        return held[key] if key in held else take(prefix + key)
+
     name = f"{config.model_type} ({folder.name})"
-    return family.build(config, lambda key: take(prefix + key), w_u, name), used
+    decoder = family.build(config, values, w_e if tied else w_u, name)
+    return decoder, used
 
 
 def looks_like_hugging_face(keys: Iterable[str]) -> bool:

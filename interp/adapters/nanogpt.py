@@ -38,10 +38,12 @@ def open_nanogpt(path: Path, root: Path, content: dict[str, Any]) -> Opened:
     used = _weights(content["model"], path)
     require_shapes(used, _shapes(args), f"{path} (model_args)", optional=["lm_head.weight"])
 
-    def take(key: str) -> Tensor:
-        return used[key].load().to(torch.float32)
+    w_e = used["wte.weight"].load().to(torch.float32)
 
-    if "lm_head.weight" in used and not torch.equal(take("lm_head.weight"), take("wte.weight")):
+    def take(key: str) -> Tensor:
+        return w_e if key == "wte.weight" else used[key].load().to(torch.float32)
+
+    if "lm_head.weight" in used and not torch.equal(take("lm_head.weight"), w_e):
         raise CheckpointError(f"{path}: lm_head.weight differs from transformer.wte.weight, which nanoGPT ties")
     decoder = _decoder(args, take, f"nanoGPT ({path.stem})")
     step, dtype = content.get("iter_num"), main_dtype(used)

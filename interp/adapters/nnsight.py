@@ -223,7 +223,7 @@ def with_sites(
         UnknownName: for a site or module that does not exist.
         UsageError: for a place that cannot be read, and for a module in training mode with dropout.
     """
-    known = dict(module.named_modules())
+    known = dict(module.named_modules(remove_duplicate=False))
     places = {site: place_of(text) for site, text in sites.items()}
     for site, place in places.items():
         if site not in ORDER:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from interp.adapters.folder_weights import has_weights
 from interp.adapters.opened import Opened, Processing
 from interp.decoder import decoder_of
 from interp.run import Run, Store
@@ -9,8 +10,8 @@ from interp.train import load_model
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is laid out as a run."""
-    return (folder / "config.json").is_file() and (folder / "checkpoints").is_dir()
+    """Whether a folder is laid out as a run: a model with its weights beside config.json is none."""
+    return (folder / "config.json").is_file() and (folder / "checkpoints").is_dir() and not has_weights(folder)
 
 
 def run_of(folder: Path) -> Run:
