@@ -1,4 +1,4 @@
-"""Jobs from the dashboard: a training is started and cancelled by clicks, bad names start nothing, reports are built."""
+"""Jobs from the dashboard: a training started and cancelled by clicks, bad names start nothing, reports are built."""
 
 import threading
 from collections.abc import Callable
