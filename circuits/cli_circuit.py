@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from circuits.through_training import Request
     from interp.run import Run
 
+PAIRS = "--pairs FILE.jsonl (or a MIB .csv)"
 Pairs = Annotated[
     Path | None,
     typer.Option(help="JSON lines, or a MIB .csv, of prompt pairs; for a run its own task's if not given."),
@@ -52,9 +53,7 @@ def circuit(
     seed: Annotated[int, typer.Option(min=0, help="Seed of prompts, masks, controls and intervals.")] = 0,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
     store: Annotated[Path, typer.Option(help="Folder in which the name of a run is looked up.")] = Path("runs"),
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Folder for circuit.json and all results; for a path.")
-    ] = None,
+    output: Output = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Find the circuit behind a behaviour: which edges, how faithful, how sure, and how it came about."""
@@ -78,20 +77,15 @@ def circuit(
             from circuits.subject import Prompts
             from circuits.through_training import Request
 
-            prompts = Prompts(length, n, family, seed)
-            request = Request(
-                str(run.path.parent), run.name, 0, prompts, ablation, positions, settings.model_dump(), fresh
-            )
+            where, prompts = (str(run.path.parent), run.name, 0), Prompts(length, n, family, seed)
+            request = Request(*where, prompts, ablation, positions, settings.model_dump(), fresh)
             _of_run(run, request, checkpoints, workers, tell, as_json)
             return
         from circuits.foreign_series import PathRequest
 
-        path = Path(model) if run is None else run.path
+        path, kept = Path(model) if run is None else run.path, None if output is None else str(output)
         if pairs is None:
-            raise UsageError(
-                f"{path}: a model that is no run of ours needs prompt pairs: --pairs FILE.jsonl (or a MIB .csv)"
-            )
-        kept = None if output is None else str(output)
+            raise UsageError(f"{path}: a model that is no run of ours needs prompt pairs: {PAIRS}")
         given = (str(path), str(pairs), None, bos, ablation, positions, settings.model_dump(), kept, fresh)
         _of_path(path, PathRequest(*given), checkpoints, workers, tell, as_json)
 
