@@ -7,20 +7,20 @@ internet and then loads a script from a CDN. Only its bundled script is read.
 import base64
 import hashlib
 from functools import cache
-from html import escape
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-import streamlit as st
 from jaxtyping import Float
 
 from circuits.report.canvas.encode import inline_json
+from dashboards.components.frame import sandboxed_frame
 from interp.errors import InterpError
 
 MOST_TOKENS = 128  # it takes seconds at 128 and minutes at 512
 BUNDLE = "dist/cdn/iife.js"
 PLACE = "circuitsvis-head"
+HEIGHT = 700
 
 
 def draw_circuitsvis(tokens: list[str], pattern: Float[np.ndarray, "q_pos k_pos"], name: str) -> None:
@@ -31,11 +31,7 @@ def draw_circuitsvis(tokens: list[str], pattern: Float[np.ndarray, "q_pos k_pos"
     """
     if len(tokens) > MOST_TOKENS:
         raise InterpError(f"circuitsvis is slow: at most {MOST_TOKENS} tokens are given to it, here are {len(tokens)}")
-    inner = escape(circuitsvis_page(tokens, pattern), quote=True)
-    # Streamlit's own frame has the app's origin; the inner one has none and may only run scripts.
-    style = "width:100%;height:98vh;border:0"
-    frame = f'<iframe sandbox="allow-scripts" srcdoc="{inner}" style="{style}" title="head"></iframe>'
-    st.iframe(frame, height=620, alt=f"{name} in circuitsvis")
+    sandboxed_frame(circuitsvis_page(tokens, pattern), f"{name} in circuitsvis", height=HEIGHT, key="circuitsvis")
 
 
 def circuitsvis_page(tokens: list[str], pattern: Float[np.ndarray, "q_pos k_pos"]) -> str:
@@ -48,7 +44,8 @@ def circuitsvis_page(tokens: list[str], pattern: Float[np.ndarray, "q_pos k_pos"
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{rules}"><title>circuitsvis</title>'
-        "<style>body { background: #fff; color: #111; font-family: sans-serif; margin: 8px; }</style></head>"
+        "<style>body { background: #fff; color: #111; font-family: sans-serif; margin: 8px 8px 8px 3rem; }"
+        f" #{PLACE} {{ max-width: 40rem; }}</style></head>"
         f'<body><div id="{PLACE}"></div><script>{script}</script></body></html>'
     )
 

@@ -17,10 +17,14 @@ export default function (component) {
   const create = (host) => {
     const guides = (window.interpGuides ??= new Map());
     let [data, grid, timer] = [null, null, 0];
+    const send = (state, reason) => {
+      guides.get(data.id).sent.push(placeOf(state));
+      host.setTriggerValue("pick", { ...state, reason });
+    };
     const onChange = (state, reason) => {
       if (!(reason in wait)) return;
       clearTimeout(timer);
-      timer = setTimeout(() => host.setTriggerValue("pick", { ...state, reason }), wait[reason]);
+      timer = setTimeout(() => send(state, reason), wait[reason]);
     };
     const update = () => {
       const next = AttnData.unpacked(host.data);
@@ -32,7 +36,7 @@ export default function (component) {
       grid = AttnGrid.mount(host.parentElement, data, { onChange, exact: true });
       if (kept) grid.set({ layer: kept.layer, head: kept.head, mode: kept.mode });
       const early = guides.get(data.id);
-      guides.set(data.id, { grid, selection: "" });
+      guides.set(data.id, { grid, place: "", sent: [] });
       if (early && early.wanted) guide(data.id, early.wanted);
       return undefined;
     };
@@ -47,16 +51,20 @@ export default function (component) {
   return CanvasHost.host(component, create, (handle) => handle.update());
 }
 """
-# Leads the grid of one id to a selection when that changes, and hands it exact values; waits for a grid to come.
+# Leads the grid of one id to a selection when that changes, and hands it exact values; waits for a grid to come. What
+# the grid itself has sent comes back too, perhaps after the next move: it must not lead the grid back.
 GUIDE_SCRIPT = """
+const placeOf = ({ checkpoint, layer, head, q, k }) => [checkpoint, layer, head, q, k].join();
 function guide(id, { selection, exact }) {
   const guides = (window.interpGuides ??= new Map());
   const entry = guides.get(id);
   if (!entry || !entry.grid) return guides.set(id, { wanted: { selection, exact } });
-  const text = JSON.stringify(selection);
+  const place = placeOf(selection);
+  const echo = entry.sent.indexOf(place);
+  entry.sent.splice(0, echo + 1);
+  const change = echo >= 0 || entry.place === place ? {} : selection;
+  entry.place = place;
   const values = exact && new Float32Array(AttnData.decode(exact.values).buffer);
-  const change = entry.selection === text ? {} : selection;
-  entry.selection = text;
   return entry.grid.set({ ...change, exact: exact && { ...exact, values } });
 }
 """
