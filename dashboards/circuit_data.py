@@ -1,0 +1,202 @@
+"""What the Circuit view shows of stored discoveries: words, drawings, lives of edges. No Streamlit, no torch."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from circuits.report.circuit_drawn import Drawn, drawn
+from circuits.report.circuit_svg import circuit_svg, extent
+from circuits.stored import STORY, StoredCircuit, stored_circuits
+from interp.errors import InterpError, StoreError
+from interp.run import Run
+
+VERDICTS = {
+    "circuit": ("green", "A circuit: faithful on held-out prompts, and better than every kind of control."),
+    "candidate": ("orange", "A candidate: something that a circuit must have is missing; the headline says what."),
+    "no faithful circuit": ("gray", "No small set of edges keeps enough of the behaviour."),
+    "no behaviour to explain": ("gray", "The model does not do the task here, so there is no circuit to look for."),
+}
+AGAIN = "run `interp circuit --fresh` again"
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One checkpoint: its drawing, from `circuit_svg`, and what stands beside the slider."""
+
+    step: int
+    svg: str
+    words: str
+
+
+@dataclass(frozen=True)
+class Series:
+    """Discoveries of one kind by checkpoint, the newest of each step."""
+
+    found: tuple[StoredCircuit, ...]
+
+    @property
+    def steps(self) -> list[int]:
+        """Checkpoints with a discovery."""
+        return [one.step for one in self.found]
+
+    def at(self, step: int) -> StoredCircuit:
+        """That of one checkpoint."""
+        return next(one for one in self.found if one.step == step)
+
+
+def series_of(run: Run) -> dict[str, Series]:
+    """Stored discoveries by "whole" (without positions) and "by position"; a kind that has none is left out.
+
+    Raises:
+        StoreError: if one of them is damaged; the message names the file.
+    """
+    kinds: dict[str, dict[int, StoredCircuit]] = {}
+    for one in stored_circuits(run):
+        _checked(run, one)
+        kinds.setdefault("by position" if one.by_position else "whole", {})[one.step] = one
+    return {
+        name: Series(tuple(kinds[name][step] for step in sorted(kinds[name])))
+        for name in ("whole", "by position")
+        if name in kinds
+    }
+
+
+def _checked(run: Run, one: StoredCircuit) -> None:
+    """Raise StoreError where a key that is read here has another kind."""
+    kinds = {"verdict": str, "headline": str, "gate": dict, "n_kept": int, "n_live": int, "controls": list}
+    wrong = [name for name, kind in kinds.items() if type(one.data.get(name)) is not kind]
+    if wrong:
+        where = f"{run.name}/analysis/{one.key}.json"
+        raise StoreError(f"{where}: {wrong[0]}: expected {kinds[wrong[0]].__name__}; {AGAIN}")
+
+
+def frames_of(run: Run, series: Series) -> list[Frame]:
+    """A drawing of each checkpoint on one scale of widths, with the edges of the others dotted; none without a circuit.
+
+    Raises:
+        StoreError: if a circuit cannot be drawn; the message names the file.
+    """
+    known = {one.step: _drawn(run, one) for one in series.found}
+    shown = [data for data in known.values() if data is not None]
+    scale = extent(shown) if shown else (0.0, 0.0)
+    union = sorted({name for data in shown for name in data.pooled})
+    with_circuit = next((one for one in series.found if known[one.step] is not None), None)
+    if with_circuit is None:
+        return []
+    empty = with_circuit.data["circuit"] | {"edges": [], "n_kept": 0, "faithfulness": None}
+    frames = []
+    for one in series.found:
+        title = f"{run.name}, step {one.step:,}: {one.data['verdict']}"
+        circuit = empty if known[one.step] is None else one.data["circuit"]
+        svg = circuit_svg(circuit, scale=scale, union=union, styled=False, title=title)
+        frames.append(Frame(one.step, svg, frame_words(one)))
+    return frames
+
+
+def _drawn(run: Run, one: StoredCircuit) -> Drawn | None:
+    if one.data.get("circuit") is None:
+        return None
+    try:
+        return drawn(one.data["circuit"])
+    except (InterpError, LookupError, TypeError, ValueError, AttributeError) as error:
+        where = f"{run.name}/analysis/{one.key}.json"
+        raise StoreError(f"{where}: the circuit cannot be drawn ({type(error).__name__}: {error}); {AGAIN}") from error
+
+
+def frame_words(one: StoredCircuit) -> str:
+    """Verdict and size in a few words."""
+    size = f", {one.data['n_kept']} of {one.data['n_live']} live edges" if one.data.get("circuit") else ""
+    return f"{one.data['verdict']}{size}"
+
+
+def facts(one: StoredCircuit) -> list[tuple[str, str]]:
+    """Name and value of the numbers that decide, each with its interval and n."""
+    data = one.data
+    said = [("right without ablation", spread(data["gate"]["accuracy"]))]
+    found = data.get("faithfulness")
+    if found is not None:
+        said.append(("of the metric kept by the circuit", spread(found["retained"])))
+        said.append(("right with the circuit alone", f"{found['accuracy_circuit']:.1%}"))
+        said.append(("kept edges", f"{data['n_kept']} of {data['n_live']} live ones"))
+    return said
+
+
+def spread(interval: Mapping[str, Any]) -> str:
+    """Share with interval and n."""
+    value, low, high = (float(interval[name]) for name in ("value", "low", "high"))
+    return f"{value:.1%} [{low:.1%}, {high:.1%}], n = {interval['n']}"
+
+
+def control_words(control: Mapping[str, Any]) -> str:
+    """One kind of control in a sentence."""
+    n, mean, largest = control["n"], control.get("mean"), control.get("largest")
+    if mean is None:
+        return f"{control['name']}: {control['what']}: not run"
+    name = f"{control['name']} ({control['what']})"
+    if n == 1:
+        return f"{name}: keeps {mean:.1%} of the metric"
+    p = "" if control.get("p_value") is None else f"; p = {control['p_value']:.3g}"
+    return f"{name}: {n} of them keep {mean:.1%} of the metric on average, {largest:.1%} at most{p}"
+
+
+@dataclass(frozen=True)
+class Life:
+    """At which checkpoints an edge is in the circuit, and when it was born and died."""
+
+    edge: str
+    present: tuple[int, ...]
+    born: int | None
+    died: int | None
+
+
+def lives(run: Run, series: Series) -> tuple[list[Life], str, bool]:
+    """Lives of edges, a sentence about them, and whether they come from a whole trajectory.
+
+    Without one, `born` is the first stored checkpoint with the edge and nothing is said to have died.
+
+    Raises:
+        StoreError: if the stored trajectory is damaged.
+    """
+    told = _trajectory(run)
+    if told is not None:
+        found = [Life(one["edge"], tuple(one["present"]), one["born"], one["died"]) for one in told["edges"]]
+        when = "no circuit emerged" if told.get("emerged") is None else f"a circuit from step {told['emerged']:,} on"
+        return found, f"{when}. {told.get('note', '')}".strip(), True
+    present: dict[str, list[int]] = {}
+    for one in series.found:
+        for name in _kept(one):
+            present.setdefault(name, []).append(one.step)
+    rows = [Life(name, tuple(steps), steps[0], None) for name, steps in present.items()]
+    return sorted(rows, key=lambda row: (row.present[0], -len(row.present), row.edge)), "", False
+
+
+def _kept(one: StoredCircuit) -> list[str]:
+    """Names of the kept edges, without positions."""
+    circuit = one.data.get("circuit") or {}
+    return sorted({str(edge["edge"]) for edge in circuit.get("edges", ()) if edge.get("kept")})
+
+
+def _trajectory(run: Run) -> dict[str, Any] | None:
+    found = [(run.analysis(key), key) for key in run.analyses() if key.startswith(STORY)]
+    if not found:
+        return None
+    newest, key = max(found, key=lambda pair: (str(pair[0].get("saved")), pair[1]))
+    told = newest.get("trajectory")
+    fields = {"edge", "present", "born", "died"}
+    if not isinstance(told, dict) or not isinstance(told.get("edges"), list):
+        raise StoreError(f"{run.name}/analysis/{key}.json: trajectory: expected an object with edges; {AGAIN}")
+    if not all(isinstance(one, dict) and fields <= one.keys() for one in told["edges"]):
+        raise StoreError(f"{run.name}/analysis/{key}.json: trajectory.edges: expected {sorted(fields)}; {AGAIN}")
+    return told
+
+
+def life_rows(found: Sequence[Life], steps: Sequence[int], most: int = 40) -> list[dict[str, Any]]:
+    """One row per edge and checkpoint at which it is there, for the edges that are there most often."""
+    kept = sorted(found, key=lambda one: -len(one.present))[:most]
+    chosen = [one for one in found if one in kept]
+    return [
+        {"edge": one.edge, "step": step, "what": "born" if step == one.born else "present"}
+        for one in chosen
+        for step in one.present
+        if step in steps
+    ] + [{"edge": one.edge, "step": one.died, "what": "died"} for one in chosen if one.died is not None]

@@ -1,0 +1,129 @@
+/* CircuitFrames: the drawings of a circuit at several checkpoints, with play, scrub and picking of edges and nodes.
+
+   CircuitFrames.mount(root, data, options) draws into `root` and returns {set, destroy}. data: {frames: [{step, svg,
+   words}], index, picked}; the SVG text is made by circuits.report.circuit_svg, which escapes every name in it.
+   options.onPick(name) is called for a click or Enter on an edge or node, options.onStep(step) when the slider rests. */
+const CircuitFrames = (() => {
+  const SECOND = 900;
+  const el = (tag, name, text, attributes) => {
+    const made = document.createElement(tag);
+    if (name) made.className = name;
+    if (text) made.textContent = text;
+    for (const [key, value] of Object.entries(attributes || {})) made.setAttribute(key, value);
+    return made;
+  };
+
+  class Frames {
+    constructor(root, data, options) {
+      Object.assign(this, { data, options, index: data.index, picked: data.picked, timer: 0 });
+      this.element = el("div", "cf", null, { role: "group", "aria-label": "Circuit through training" });
+      if (data.frames.length > 1) this.element.append(this.time());
+      this.stage = el("div", "cf-stage");
+      this.element.append(this.stage);
+      root.append(this.element);
+      this.stage.addEventListener("click", (event) => this.pick(event.target));
+      this.stage.addEventListener("keydown", (event) => {
+        if (event.key !== "Enter" && event.key !== " ") return;
+        event.preventDefault();
+        this.pick(event.target);
+      });
+      this.draw();
+    }
+
+    time() {
+      const root = el("div", "cf-time");
+      this.play = el("button", "cf-play", "Play", { type: "button" });
+      const max = String(this.data.frames.length - 1);
+      this.slider = el("input", "cf-slider", null, { type: "range", min: "0", max, "aria-label": "Checkpoint" });
+      this.said = el("output", "cf-step");
+      this.play.addEventListener("click", () => this.toggle());
+      this.slider.addEventListener("input", () => {
+        this.stop();
+        this.show(Number(this.slider.value));
+      });
+      this.slider.addEventListener("change", () => this.rest());
+      root.append(this.play, this.slider, this.said);
+      return root;
+    }
+
+    toggle() {
+      if (this.timer) {
+        this.stop();
+        this.rest();
+        return;
+      }
+      this.play.textContent = "Pause";
+      if (this.index === this.data.frames.length - 1) this.show(0);
+      this.timer = setInterval(() => {
+        this.show(Math.min(this.index + 1, this.data.frames.length - 1));
+        if (this.index === this.data.frames.length - 1) {
+          this.stop();
+          this.rest();
+        }
+      }, SECOND);
+    }
+
+    stop() {
+      clearInterval(this.timer);
+      this.timer = 0;
+      if (this.play) this.play.textContent = "Play";
+    }
+
+    rest() {
+      if (this.options.onStep) this.options.onStep(this.data.frames[this.index].step);
+    }
+
+    show(index) {
+      if (index === this.index) return;
+      this.index = index;
+      this.draw();
+    }
+
+    draw() {
+      const frame = this.data.frames[this.index];
+      this.stage.innerHTML = frame.svg;
+      for (const one of this.stage.querySelectorAll("[data-edge], [data-node]")) {
+        const title = one.querySelector("title");
+        one.setAttribute("tabindex", "0");
+        one.setAttribute("role", "button");
+        one.setAttribute("aria-label", title ? title.textContent : this.nameOf(one));
+      }
+      this.mark();
+      if (!this.slider) return;
+      this.slider.value = String(this.index);
+      this.said.textContent = `step ${frame.step.toLocaleString("en")}: ${frame.words}`;
+      this.slider.setAttribute("aria-valuetext", this.said.textContent);
+    }
+
+    nameOf(one) {
+      return one.dataset.edge || one.dataset.node;
+    }
+
+    mark() {
+      for (const one of this.stage.querySelectorAll("[data-edge], [data-node]")) {
+        one.classList.toggle("picked", this.nameOf(one) === this.picked);
+      }
+    }
+
+    pick(target) {
+      const one = target.closest("[data-edge], [data-node]");
+      if (!one) return;
+      this.picked = this.nameOf(one);
+      this.mark();
+      if (this.options.onPick) this.options.onPick(this.picked);
+    }
+
+    set({ index, picked }) {
+      this.picked = picked;
+      if (!this.timer && index !== this.index) this.show(index);
+      else this.mark();
+    }
+
+    destroy() {
+      this.stop();
+      this.element.remove();
+    }
+  }
+
+  return { mount: (root, data, options) => new Frames(root, data, options) };
+})();
