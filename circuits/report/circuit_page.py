@@ -71,7 +71,7 @@ def render_circuit_page(found: "DiscoveryFile", model: str, step: int | None, ar
     styles = "".join(resources.files("circuits.report").joinpath(name).read_text(encoding="utf-8") for name in parts)
     digest = base64.b64encode(hashlib.sha256(styles.encode()).digest()).decode()
     rules = ("default-src 'none'", f"style-src 'sha256-{digest}'", "base-uri 'none'", "form-action 'none'")
-    shown = chosen([one for one, _ in around.series])
+    shown = chosen([one for one, other in around.series if other.circuit is not None])
     return _template().render(
         found=found,
         page=_words(found, model, step, around, len(shown)),
@@ -94,7 +94,7 @@ def chosen(steps: Sequence[int]) -> set[int]:
 
 def _words(found: "DiscoveryFile", model: str, step: int | None, around: Background, shown: int) -> _Words:
     where = model if step is None else f"{model}, step {count(step)}"
-    missing, story = len(around.series) - shown, around.story
+    story, circuits = around.story, sum(one.circuit is not None for _, one in around.series)
     emerged = ""
     if story is not None:
         emerged = "No three checkpoints in a row have a circuit."
@@ -107,7 +107,7 @@ def _words(found: "DiscoveryFile", model: str, step: int | None, around: Backgro
         keys=tables.keys(found),
         has_roles=bool(found.roles) or bool(tables.pairs(found).rows),
         stability=tables.stability(found),
-        left_out=f"{shown} of {len(around.series)} checkpoints are drawn; the table has all." if missing > 0 else "",
+        left_out=f"{shown} of the circuits of {circuits} checkpoints are drawn, of {len(around.series)} looked at.",
         emerged=emerged,
         origin=around.origin,
         commands=around.commands,
@@ -139,7 +139,7 @@ def _drawings(found: "DiscoveryFile") -> list[tuple[Markup, str]]:
 
 
 def _series(series: Sequence[tuple[int, "DiscoveryFile"]], shown: set[int]) -> list[_Small]:
-    """Small drawings on one scale; a checkpoint without a circuit is said and not drawn."""
+    """Small drawings on one scale, of checkpoints that have a circuit."""
     if len(series) < 2:
         return []
     files: dict[int, Any] = {step: one.circuit for step, one in series if one.circuit is not None}
@@ -149,10 +149,8 @@ def _series(series: Sequence[tuple[int, "DiscoveryFile"]], shown: set[int]) -> l
     for step, one in series:
         if step not in shown:
             continue
-        kept, picture = "", ""
-        if step in files:
-            title = f"Circuit at step {count(step)}"
-            picture = circuit_svg(files[step], scale=scale, union=union, legend=False, styled=False, title=title)
+        kept, title = "", f"Circuit at step {count(step)}"
+        picture = circuit_svg(files[step], scale=scale, union=union, legend=False, styled=False, title=title)
         if one.faithfulness is not None:
             retained = one.faithfulness.retained
             kept = f"{one.n_kept} of {one.n_live} edges keep {decimal(retained.value)} {bounds(retained)}"

@@ -12,6 +12,7 @@ MOST_ROWS, MOST_POSITIONS, MOST_EDGES = 20, 40, 800
 LEFT, TOP, WIDE = 78.0, 76.0, 780.0
 NARROWEST, WIDEST = 34.0, 72.0
 ROW, CELL_WIDE, CELL_HIGH = 72.0, 30.0, 20.0
+THIN = 0.5  # of the usual width of a line
 SLOTS = {"q": -9.0, "k": 0.0, "v": 9.0}
 
 
@@ -41,7 +42,7 @@ def by_position(data: Drawn, scale: tuple[float, float], tips: Mapping[str, str]
         if pos % every == 0
     ]
     parts.append(text(LEFT, bottom + 30, "position; edges by position, none pooled", "legend"))
-    return Picture(tuple(parts), max(WIDE, LEFT + pitch * n_pos), bottom + 36)
+    return Picture(tuple(parts), max(WIDE, LEFT + pitch * n_pos), bottom + 36, THIN)
 
 
 class _Grid:
@@ -76,7 +77,7 @@ def _edge(place: _Grid, data: Drawn, edge: DrawnEdge, scale: tuple[float, float]
     slot = SLOTS.get(edge.receiver[-1], 0.0) if edge.receiver[-2:-1] == "." else 0.0
     x0, y0 = place.x(start), place.y(edge.sender) - CELL_HIGH / 2
     x1, y1 = place.x(end) + slot, place.y(owner(edge.receiver)) + CELL_HIGH / 2
-    path, width = _path(x0, y0, x1, y1, place.pitch), thickness(edge.score, scale) * 0.5
+    path, width = _path(x0, y0, x1, y1, place.pitch), thickness(edge.score, scale) * THIN
     size = 2.6 + width * 0.45
     said = [name, f"score {edge.score:.6g}"]
     if edge.frequency is not None:

@@ -21,6 +21,9 @@ PAGE, CIRCUIT = "circuit.html", "circuit.json"
 def stored_circuit(run: Run, step: int | None, by_position: bool | None = None) -> StoredCircuit:
     """The newest stored discovery, of one step or of the latest that has one.
 
+    Where the same was also searched with whole searches on resampled prompts, that one is taken: it says how stable the
+    circuit is.
+
     Args:
         by_position: only those with, or without, positions; None takes both.
 
@@ -29,7 +32,12 @@ def stored_circuit(run: Run, step: int | None, by_position: bool | None = None) 
     """
     found = newest_circuit(run, step, by_position)
     if found is not None:
-        return found
+        alike = [
+            one
+            for one in stored_circuits(run)
+            if one.step == found.step and _asked(one.request) == _asked(found.request)
+        ]
+        return next((one for one in reversed(alike) if one.complete), found)
     where, more = ("", "") if step is None else (f" at step {step}", f" --checkpoints {step}")
     if by_position is not None:
         where, more = f"{where} {'with' if by_position else 'without'} positions", more + " --positions" * by_position
@@ -42,7 +50,7 @@ def write_circuit_page(run: Run, main: StoredCircuit, folder: Path) -> dict[str,
     series = [(one.step, one.discovery) for one in fellows(stored_circuits(run), main)]
     story = trajectory([step for step, _ in series], [one for _, one in series]) if len(series) > 1 else None
     origin = [("Checkpoint", main.checkpoint), ("Analysis", main.key)]
-    around = Background(series if story else (), story, commands(run, main), origin)
+    around = Background(series, story, commands(run, main), origin)
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     replace(folder / PAGE, render_circuit_page(found, run.name, main.step, around).encode("utf-8"))

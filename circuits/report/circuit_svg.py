@@ -62,11 +62,12 @@ def circuit_svg(
 
 @dataclass(frozen=True)
 class Picture:
-    """Elements with the size they need."""
+    """Elements with the size they need, and how much thinner than usual their lines are."""
 
     parts: tuple[str, ...]
     width: float
     height: float
+    thin: float = 1.0
 
 
 def _layers(data: Drawn, scale: tuple[float, float], tips: Mapping[str, str], union: Collection[str]) -> Picture:
@@ -132,7 +133,7 @@ def _figure(
         element(
             "svg",
             *head,
-            *([] if note is None else [_legend(scale, note)]),
+            *([] if note is None else [_legend(scale, note, picture.thin)]),
             *picture.parts,
             xmlns="http://www.w3.org/2000/svg",
             class_="circuit-graph",
@@ -164,7 +165,7 @@ def description(data: Drawn) -> str:
     return f"{size}{pooled}.{kept} Strongest: {strongest or 'none'}."
 
 
-def _legend(scale: tuple[float, float], note: str) -> Markup:
+def _legend(scale: tuple[float, float], note: str, thin: float) -> Markup:
     """What hue and width mean, and how what is left out is drawn."""
     rows = []
     said = (("up", "leaving the edge out lowers the metric"), ("down", "raises it"))
@@ -177,7 +178,7 @@ def _legend(scale: tuple[float, float], note: str) -> Markup:
     if high > low:
         for value in (low, high):
             label = f"|score| {decimal(value)}"
-            rows.append(element("g", _sample(x, thickness(value, scale)), class_="up"))
+            rows.append(element("g", _sample(x, thickness(value, scale) * thin), class_="up"))
             rows.append(text(x + 38, 13, label, "legend"))
             x += 38 + 6.1 * len(label) + 22
     rows.append(text(0, 34, note, "legend"))
@@ -210,7 +211,7 @@ def _other(layout: Layout, name: str) -> Markup:
     """An edge of another checkpoint."""
     sender, _, receiver = name.partition("->")
     told = element("title", f"{name}\nnot in this circuit; kept at another checkpoint")
-    path = element("path", d=route(layout, sender, receiver).path, class_="wire", stroke_width=1.2)
+    path = element("path", d=route(layout, sender, receiver).path, class_="wire", stroke_width=2.2)
     return element("g", told, path, class_="edge other", data_edge=name)
 
 

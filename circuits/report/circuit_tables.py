@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from circuits.interactions import PairEffect, Role
     from circuits.trajectory import Trajectory
 
-MOST_EDGES = 200
+MOST_EDGES, MOST_PAIRS = 200, 12
 DASH = "\u2013"
 BADGES = {"circuit": "good", "candidate": "warn", "no faithful circuit": "bad"}
 
@@ -137,12 +137,11 @@ def pairs(found: "DiscoveryFile") -> Grid:
     far = [row for row in found.pairs if row.low > 0 or row.high < 0]
     rows = [
         (f"{row.first} and {row.second}", _share(row.together), interaction_words(row))
-        for row in sorted(far, key=lambda row: -abs(row.interaction))
+        for row in sorted(far, key=lambda row: -abs(row.interaction))[:MOST_PAIRS]
     ]
-    caption = (
-        "Pairs whose joint effect is not the sum of both, beyond the interval: positive for stand-ins, negative for "
-    )
-    caption += "edges that need each other."
+    caption = "Pairs whose joint effect is not the sum of both, beyond the interval: positive for stand-ins, "
+    caption += "negative for edges that need each other."
+    caption += f" The {MOST_PAIRS} largest of {count(len(far))}." if len(far) > MOST_PAIRS else ""
     return Grid(caption, ("pair", "lost without both", "E(ab) \u2212 E(a) \u2212 E(b)"), tuple(rows))
 
 
@@ -175,7 +174,8 @@ def edges(found: "DiscoveryFile") -> Grid:
         share = DASH if not again else _share(sum(again) / len(again))
         rows.append((name, decimal(total(places)), share, *((kinds(data, name),) if data.positions else ())))
     left = len(order) - len(rows)
-    caption = "Kept edges by size of score" + (f"; {count(left)} smaller ones are in circuit.json." if left else ".")
+    caption = "Kept edges by size of score, which ranks edges and has no unit"
+    caption += f"; {count(left)} smaller ones are in circuit.json." if left else "."
     if data.positions:
         caption += " A score is the sum over the places of an edge; kept again is their mean."
     names = ("edge", "score", "kept again", *(("where",) if data.positions else ()))

@@ -15,7 +15,7 @@ from circuits.find import Settings
 from circuits.interchange.export import circuit_of_path
 from circuits.outputs import CircuitReportOutput
 from circuits.report.circuit_page import MOST_DRAWINGS, Background, chosen, render_circuit_page
-from circuits.report.circuit_stored import commands, fellows
+from circuits.report.circuit_stored import commands, fellows, stored_circuit
 from circuits.stored import StoredCircuit, discovery_payload, stored_circuits
 from circuits.trajectory import trajectory
 from interp.cli import main
@@ -198,6 +198,14 @@ def test_where_nothing_is_stored_the_command_that_helps_is_named(tmp_path, capsy
     ):
         assert main(["report", "circuit", "poly1", "--store", str(tmp_path), *more]) == 2
         assert says in capsys.readouterr().err
+
+
+def test_of_one_step_the_search_that_says_how_stable_it_is_makes_the_page(tmp_path):
+    light = {**REQUEST, "settings": {**SETTINGS, "reruns": 0, "controls": 20}}
+    keep(Store(tmp_path), (64, discovery(EARLY), REQUEST), (64, discovery(LATE), light), (8, discovery(LATE), light))
+    run = Store(tmp_path).run("poly1")
+    assert stored_circuit(run, None).data["n_kept"] == EARLY.n_kept
+    assert stored_circuit(run, 8).data["n_kept"] == LATE.n_kept
 
 
 def test_only_discoveries_that_were_asked_for_in_the_same_way_stand_together(tmp_path):
