@@ -23,7 +23,7 @@ Rows = Sequence[dict[str, Any]]
 
 def steps_axis(last: int, first: int = 64) -> alt.X:
     """Training steps, logarithmic above the first checkpoint and linear below it, so that step 0 has a place."""
-    bend = max(1, min(first, last))
+    bend = max(1, min(first, last // 16))
     scale = alt.Scale(type="symlog", constant=bend, domain=[0, max(last, 1)], nice=False)
     ticks = [0, *(bend * 4**power for power in range(12) if bend * 4**power <= last)]
     return alt.X("step:Q", title="training step", scale=scale, axis=alt.Axis(format=",d", values=ticks, grid=False))
