@@ -152,8 +152,8 @@ def _of_path(path: Path, request: "PathRequest", checkpoints: str, workers: int,
     else:
         show_discovery(output) if story is None else show_trajectory(output)
     if last.circuit is not None and request.folder is not None:
-        from interp.jsonfile import write_sealed
+        from circuits.interchange.own import write_circuit
 
         place = Path(request.folder) / "circuit.json"
-        write_sealed(place, last.circuit.model_dump(mode="json"))
+        write_circuit(place, last.circuit)
         note(f"wrote {place}")

@@ -1,5 +1,6 @@
 """Our own circuit.json: read from every file that holds one, and written."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +8,10 @@ from circuits.circuit import Circuit, CircuitFile
 from circuits.interchange.files import write_bytes
 from interp.config import validated
 from interp.errors import StoreError
-from interp.jsonfile import digest_of, encode
+from interp.jsonfile import digest_of
 
 FORMAT = 1
 KEY = "interp"  # under which our own record travels in files of other formats
-MAX_BYTES = 256 << 20
 
 
 def record_of(circuit: Circuit, notes: list[str]) -> dict[str, Any]:
@@ -53,8 +53,11 @@ def circuit_of_json(body: dict[str, Any], where: str) -> Circuit | None:
     return validated(CircuitFile, body, where).circuit()
 
 
-def write_circuit(path: Path, circuit: Circuit) -> None:
-    """Write circuit.json with its own check sum."""
-    body = circuit.to_file().model_dump(mode="json")
-    body = {**body, "sha256": digest_of(body)}
-    write_bytes(path, encode(body, str(path), limit=MAX_BYTES, indent=1) + b"\n")
+def write_circuit(path: Path, circuit: Circuit | CircuitFile) -> None:
+    """Write circuit.json with its own check sum, however many edges it has."""
+    file = circuit if isinstance(circuit, CircuitFile) else circuit.to_file()
+    body = file.model_dump(mode="json")
+    text = json.dumps(
+        {**body, "sha256": digest_of(body)}, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False
+    )
+    write_bytes(path, (text + "\n").encode("utf-8"))

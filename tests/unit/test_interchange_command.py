@@ -13,7 +13,7 @@ from interp.cli import main
 from interp.config import RunConfig
 from interp.errors import StoreError
 from interp.run import Store
-from tests.unit.small_circuits import circuit, discovery, placed, same
+from tests.unit.small_circuits import circuit, discovery, placed, same, shape
 
 FLAT = circuit(edges={"embed->L0.H1.k": 1.0, "L0.H1->M1": -2.0, "M1->logits": 3.0})
 PLACED = placed({("embed->L0.H0.k", 1, 3): 1.0, ("L0.H0->logits", 3, 3): 2.0})
@@ -114,6 +114,14 @@ def test_every_kind_of_file_of_ours_is_told_by_what_it_holds(tmp_path):
         (tmp_path / f"{name}.json").write_text(json.dumps(body))
     for path in tmp_path.iterdir():
         assert same(circuit_of_path(path)[0], FLAT), path.name
+
+
+def test_a_circuit_of_a_large_model_is_written_and_read(tmp_path):
+    one = circuit(shape(n_layers=10, heads=10))
+    write_circuit(tmp_path / "circuit.json", one)
+    assert one.n_live > 15_000
+    assert (tmp_path / "circuit.json").stat().st_size > 2 << 20
+    assert same(circuit_of_path(tmp_path / "circuit.json")[0], one)
 
 
 def test_edited_empty_and_unknown_files_are_refused(tmp_path):
