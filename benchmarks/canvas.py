@@ -2,8 +2,8 @@
 
 Run: python -m benchmarks.canvas [--out benchmarks/results/canvas.json] [--trials 5]
 Two runs with random patterns: 8 heads x 64 tokens x 100 checkpoints, and 8 heads x 512 tokens x 7 checkpoints.
-Nothing is timed unless a value read in the page equals the stored one. Chromium renders in software. Beside the times on
-the clock stand processor times of server and browser together, which other work on the machine does not change.
+Nothing is timed unless a value read in the page equals the stored one. Chromium renders in software. Beside the times
+on the clock stand processor times of server and browser together, which other work on the machine changes little.
 """
 
 import argparse
@@ -155,7 +155,7 @@ def heap_mb(page: Page) -> float:
 
 def gate(page: Page, run: Run, head: int) -> None:
     """Leave unless the exact value on the page is the stored one, and the drawn one within 0.004 of it."""
-    waited(page, f"{EXACT} !== 'click the cell'")
+    waited(page, f"{EXACT} !== '…'")
     state = page.evaluate(f"{HANDLE}.state()")
     index = pattern_index(run)
     stored = exact_head(run, index, 0, state["step"], state["layer"], head)[state["q"], state["k"]]
@@ -182,7 +182,7 @@ def many_checkpoints(pipe: Pipe, base: str, run: Run, trials: int) -> dict[str, 
         head = 1 + trial % 7
         click = f"{HANDLE}.element.querySelectorAll('.ag-head')[{head}].click()"
         start = cpu_seconds()
-        reruns.append(waited(page, f"{EXACT} !== 'click the cell'", click))
+        reruns.append(waited(page, f"{EXACT} !== '…'", click))
         spent["rerun"].append(cpu_seconds() - start)
         gate(page, run, head)
     page.close()

@@ -65,12 +65,14 @@ def grid_message(run: Run, index: PatternIndex, prompt: int, findings: Findings,
         roles=findings.roles,
         emerged=findings.emerged,
     )
-    return packed({**data, "id": grid, "stamp": stamp_of(index, prompt, findings), "note": _note(index, steps, top)})
+    by = "head" if len(one.tokens) ** 2 <= EXACT_CELLS else "cell"
+    more = {"id": grid, "stamp": stamp_of(index, prompt, findings), "note": _note(index, steps, top), "exact_by": by}
+    return packed({**data, **more})
 
 
 def _note(index: PatternIndex, steps: list[int], top: int) -> str:
     """What is left out of the picture, in words."""
-    words = ["8 bits of the square root, within 0.004; exact values beside it for the chosen head and checkpoint."]
+    words = ["8 bits of the square root, within 0.004; the exact value stands beside it."]
     if top:
         words.append(f"Only the {top} strongest keys of each query are drawn.")
     if len(steps) < len(index.steps):

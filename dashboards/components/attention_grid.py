@@ -64,8 +64,9 @@ function guide(id, { selection, exact }) {
   entry.sent.splice(0, echo + 1);
   const change = echo >= 0 || entry.place === place ? {} : selection;
   entry.place = place;
-  const values = exact && new Float32Array(AttnData.decode(exact.values).buffer);
-  return entry.grid.set({ ...change, exact: exact && { ...exact, values } });
+  if (!exact || !exact.values) return entry.grid.set({ ...change, exact: exact && "value" in exact ? exact : null });
+  const values = new Float32Array(AttnData.decode(exact.values).buffer);
+  return entry.grid.set({ ...change, exact: { ...exact, values } });
 }
 """
 GUIDE_MOUNT = """
@@ -116,14 +117,17 @@ def guide_attention(
         grid: key of the grid.
         checkpoint: place of the step in the grid's `steps`.
         cell: (query, key); chosen by the grid if None.
-        exact: `step`, `layer`, `head` and `values`, the [query key] array of one head as it is stored.
+        exact: `step`, `layer` and `head`, with the [query key] array `values` of that head as it is stored, or with
+            one cell `q`, `k` and its `value`.
     """
     selection = {"checkpoint": checkpoint, "layer": layer, "head": head}
     if cell is not None:
         selection |= {"q": cell[0], "k": cell[1]}
     if exact is not None:
-        values = np.ascontiguousarray(exact["values"], dtype="<f4").tobytes()
-        exact = {**exact, "example": 0, "values": base64.b64encode(values).decode("ascii")}
+        exact = {**exact, "example": 0}
+        if "values" in exact:
+            values = np.ascontiguousarray(exact["values"], dtype="<f4").tobytes()
+            exact["values"] = base64.b64encode(values).decode("ascii")
     send = st.components.v2.component(GUIDE, js=_decoder() + GUIDE_SCRIPT + GUIDE_MOUNT)
     send(key=f"{grid}.guide", data={"grid": grid, "selection": selection, "exact": exact}, height=1)
 

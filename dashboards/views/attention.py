@@ -28,7 +28,6 @@ ORDER = 20
 ICON = ":material/grid_on:"
 
 GRID = "attention-grid"
-SEEN = {"direction": "none, nothing is patched", "ablation": "none", "family": "none, one held-out sequence"}
 
 
 def render(page: Page) -> None:
@@ -39,24 +38,29 @@ def render(page: Page) -> None:
         return
     index = pattern_index(page.run)
     if index is None:
-        page.header(**SEEN, n=1)
+        page.header()
         offer(page, page.run)
         return
     prompts = index.record.prompts
-    page.header(**SEEN, n=1)
+    page.header(n="1 held-out sequence")
     with st.container(horizontal=True, vertical_alignment="bottom"):
         example = page.pick(
             "example", "Sequence", range(len(prompts)), page.number("example", 0, len(prompts) - 1),
             show=lambda place: f"{prompts[place].label}: {' '.join(prompts[place].tokens)}"[:90],
         )  # fmt: skip
         second = page.pick("beside", "Second view", ["none", "circuitsvis"], widget="segments")
-        send(page, page.run, example)
+        download(page.run, example)
     if index.missing:
         late(page, page.run, index)
     found = roles(page.run)
     draw(page, page.run, index, example, found)
     if second == "circuitsvis":
         beside(page, page.run, index, example, found)
+    page.share(
+        page.command("patterns"),
+        "from circuits.report.canvas.grid import attention_grid\n\n"
+        f"attention_grid(run, sequence={example})  # in a notebook; .save('attention.html') writes a page",
+    )
 
 
 def draw(page: Page, run: Run, index: PatternIndex, example: int, found: Findings) -> None:
@@ -69,11 +73,13 @@ def draw(page: Page, run: Run, index: PatternIndex, example: int, found: Finding
     step = nearest(str(page.get("step")), steps)
     tokens = index.record.prompts[example].tokens
     q, k = (page.number(name, -1, len(tokens) - 1, -1) for name in ("q", "k"))
-    exact = None
-    if len(tokens) ** 2 <= EXACT_CELLS:
-        values = exact_head(run, index, example, step, layer, head)
-        exact = {"step": step, "layer": layer, "head": head, "values": values}
     cell = (q, k) if q >= 0 and k >= 0 else None
+    values = exact_head(run, index, example, step, layer, head)
+    exact = {"step": step, "layer": layer, "head": head}
+    if len(tokens) ** 2 <= EXACT_CELLS:
+        exact["values"] = values
+    elif cell is not None:
+        exact |= {"q": q, "k": k, "value": float(values[cell])}
     guide_attention(GRID, checkpoint=steps.index(step), layer=layer, head=head, cell=cell, exact=exact)
     st.caption(f"Sequences: {plain(index.record.rule)}.")
 
@@ -97,13 +103,8 @@ def beside(page: Page, run: Run, index: PatternIndex, example: int, found: Findi
         draw_circuitsvis(list(index.record.prompts[example].tokens), pattern, f"L{layer}.H{head}")
 
 
-def send(page: Page, run: Run, example: int) -> None:
-    """What one can take along: the link, the command, the Python, and the grid as one offline file."""
-    page.share(
-        page.command("patterns"),
-        "from circuits.report.canvas.grid import attention_grid\n\n"
-        f"attention_grid(run, sequence={example})  # in a notebook; .save('attention.html') writes a page",
-    )
+def download(run: Run, example: int) -> None:
+    """The grid as one offline file."""
     st.download_button(
         "Download",
         data=lambda: offline_grid(run, sequence=example).html(),

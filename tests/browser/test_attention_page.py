@@ -65,7 +65,7 @@ def opened(page: Page, address: str) -> Page:
     end = time.monotonic() + 30
     while not page.evaluate(PAINTED):
         assert time.monotonic() < end, page.complaints()
-    waited(page, f"{EXACT} !== 'click the cell'")
+    waited(page, f"{EXACT} !== '…'")
     return page
 
 
@@ -110,7 +110,7 @@ def test_a_click_on_a_head_reaches_python_and_the_address(page, base, store):
     opened(page, f"{base}/attention?run=plain&step=5&layer=0&head=0")
     assert float(page.evaluate(EXACT)) == pytest.approx(exact_of(store, page, "plain"), rel=1e-5)
     click = f"{HANDLE}.element.querySelectorAll('.ag-head')[6].click()"
-    waited(page, f"{EXACT} !== 'click the cell' && {HANDLE}.state().head === 6", click)
+    waited(page, f"{EXACT} !== '…' && {HANDLE}.state().head === 6", click)
     assert float(page.evaluate(EXACT)) == pytest.approx(exact_of(store, page, "plain"), rel=1e-5)
     waited(page, "new URL(location).searchParams.get('head') === '6'")
     assert page.evaluate("new URL(location).searchParams.get('step')") == "5"
@@ -134,7 +134,7 @@ def test_scrubbing_sends_nothing_and_its_end_reaches_the_address(page, base, sto
     assert page.evaluate(f"{HANDLE}.state().step") == 8
     assert len(page._own("Network.webSocketFrameSent")) == before
     waited(page, "new URL(location).searchParams.get('step') === '8'")
-    waited(page, f"{EXACT} !== 'click the cell'")
+    waited(page, f"{EXACT} !== '…'")
     assert float(page.evaluate(EXACT)) == pytest.approx(exact_of(store, page, "plain"), rel=1e-5)
 
 

@@ -1,6 +1,7 @@
 /* AttnDraw: the stateless part of AttnGrid and HeatGrid: elements, colours, and painting on canvases it is given. */
 const AttnDraw = (() => {
   const MAX_STRIP = 160;
+  const [TALLEST, SMALL] = [620, 400]; // px of the enlarged head; tokens above which a cell may be a single pixel
 
   const clamp = (v, low, high) => Math.min(high, Math.max(low, v));
   const short = (text, most) => (text.length > most ? `${text.slice(0, most - 1)}…` : text);
@@ -92,7 +93,8 @@ const AttnDraw = (() => {
   function layout(room, queries, keys) {
     const longest = (tokens) => Math.min(7, Math.max(...tokens.map((t) => t.length), 1));
     const left = 28 + 7 * longest(queries);
-    const cell = clamp(Math.floor((room - left - 8) / keys.length), 2, 32);
+    const most = Math.min((room - left - 8) / keys.length, TALLEST / queries.length);
+    const cell = clamp(Math.floor(most), keys.length > SMALL ? 1 : 2, 32);
     return { cell, left, top: 4, bottom: 28 + 7 * longest(keys), ratio: window.devicePixelRatio || 1 };
   }
 
@@ -120,18 +122,29 @@ const AttnDraw = (() => {
     };
     pen.strokeStyle = ink.mark;
     pen.lineWidth = size.cell > 8 ? 1.5 : 1;
-    for (const [q, k] of view.outlines) box(q, k, 0);
+    if (size.cell > 2) for (const [q, k] of view.outlines) box(q, k, 0);
     axes(pen, view);
+    if (size.cell < 5) cross(pen, view);
     pen.strokeStyle = ink.accent;
     pen.lineWidth = 2;
     box(view.cell.q, view.cell.k, 1);
   }
 
+  /* Lines through a cell that is too small to be found by its frame. */
+  function cross(pen, { size, queries, keys, cell, ink }) {
+    pen.globalAlpha = 0.45;
+    pen.fillStyle = ink.accent;
+    pen.fillRect(size.left, size.top + cell.q * size.cell, size.cell * keys.length, size.cell);
+    pen.fillRect(size.left + cell.k * size.cell, size.top, size.cell, size.cell * queries.length);
+    pen.globalAlpha = 1;
+  }
+
   function axes(pen, { size, queries, keys, cell, ink, font }) {
     const every = Math.max(1, Math.ceil(9 / size.cell));
     const base = size.top + size.cell * queries.length;
-    const write = (text, index, chosen, x, y, turned) => {
-      if (index % every && !chosen) return;
+    const write = (text, index, at, x, y, turned) => {
+      const chosen = index === at;
+      if (!chosen && (index % every || Math.abs(index - at) * size.cell < 11)) return;
       pen.save();
       pen.font = `${chosen ? "700 " : ""}${clamp(size.cell - 2, 9, 12)}px ${font}`;
       pen.fillStyle = chosen ? ink.text : ink.dim;
@@ -142,8 +155,8 @@ const AttnDraw = (() => {
       pen.fillText(short(text, 7), 0, 0);
       pen.restore();
     };
-    queries.forEach((t, i) => write(t, i, i === cell.q, size.left - 5, size.top + (i + 0.5) * size.cell, false));
-    keys.forEach((t, i) => write(t, i, i === cell.k, size.left + (i + 0.5) * size.cell, base + 5, true));
+    queries.forEach((t, i) => write(t, i, cell.q, size.left - 5, size.top + (i + 0.5) * size.cell, false));
+    keys.forEach((t, i) => write(t, i, cell.k, size.left + (i + 0.5) * size.cell, base + 5, true));
     pen.save();
     pen.fillStyle = ink.dim;
     pen.font = `12px ${font}`;

@@ -66,7 +66,7 @@ const AttnLines = (() => {
     write("key", size.right, 9, "left", false, ink.dim);
     queries.forEach((t, i) => {
       const on = i === cell.q;
-      if (i % every === 0 || on) write(t, size.left, y(size, i), "right", on, on ? ink.accent : ink.dim);
+      if (on || (i % every === 0 && Math.abs(i - cell.q) * size.pitch >= 11)) write(t, size.left, y(size, i), "right", on, on ? ink.accent : ink.dim);
     });
     keys.forEach((t, i) => {
       const on = row[i] > 100 || i === cell.k;

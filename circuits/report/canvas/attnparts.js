@@ -126,7 +126,7 @@ const AttnParts = (() => {
   function build(root, data, examples, exact) {
     const parts = {};
     const label = `Attention patterns: ${plural(data.n_layers, "layer")}, ${plural(data.n_heads, "head")} per layer`;
-    const many = data.n_heads > 2 ? "ag ag-many" : "ag";
+    const many = data.n_heads > 4 ? "ag ag-many" : data.n_heads > 2 ? "ag ag-some" : "ag";
     parts.element = el("div", many, null, { role: "group", "aria-label": label });
     parts.said = el("div", "ag-hidden", null, { "aria-live": "polite" });
     const body = el("div", "ag-body");

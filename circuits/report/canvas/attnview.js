@@ -65,7 +65,7 @@ const AttnView = (() => {
       return means.sort((a, b) => b[1] - a[1]);
     }
 
-    /* Targets of the head's role; without one, of the role it fits at the last checkpoint; of all where it fits none. */
+    /* Targets of the head's role; else of the role it fits at the last checkpoint; of all where it fits none. */
     targetsOf(layer, head) {
       const role = this.roleOf(layer, head);
       const best = this.scoresOf(layer, head, this.data.steps.length - 1)[0];
@@ -176,7 +176,7 @@ const AttnView = (() => {
       score.textContent = best ? best[1].toFixed(2) : "";
       if (!best) return;
       button.title = `mean attention on the ${best[0]} targets`;
-      if (!this.roleOf(layer, head)) found.textContent = best[1] >= FITS ? `on ${best[0]} targets` : "\u00a0";
+      if (!this.roleOf(layer, head)) found.textContent = best[1] >= FITS ? best[0] : "\u00a0";
     }
 
     outlines() {
@@ -238,18 +238,20 @@ const AttnView = (() => {
       this.hint.textContent = AttnParts.HINT + more;
       this.read.query.textContent = `${queries[cell.q]} (position ${cell.q + first})`;
       this.read.key.textContent = `${keys[cell.k]} (position ${cell.k + first})`;
-      this.read.p.textContent = level(this.value(cell.q, cell.k)).toFixed(3);
+      const exact = this.exactAt(cell);
+      this.read.p.textContent = (exact ?? level(this.value(cell.q, cell.k))).toFixed(3);
       this.read.target.textContent = this.rolesAt(cell.q, cell.k).join(", ") || "no role";
-      if (this.read.exact) this.read.exact.textContent = this.exactAt(cell);
+      const none = this.data.exact_by === "cell" ? "click the cell" : "…";
+      if (this.read.exact) this.read.exact.textContent = exact === null ? none : exact.toPrecision(6);
     }
 
-    /* The exact value where the host sent it: for one cell, or for the whole head at one checkpoint. */
+    /* The exact value where the host sent it, of one cell or of the whole head at one checkpoint; else null. */
     exactAt({ q, k }) {
       const { exact, now } = this;
-      const same = exact && exact.step === this.data.steps[now.step] && exact.layer === now.layer;
-      if (!same || exact.head !== now.head || exact.example !== now.example) return "click the cell";
-      if (exact.values) return exact.values[q * this.example.keys.length + k].toPrecision(6);
-      return exact.q === q && exact.k === k ? exact.value.toPrecision(6) : "click the cell";
+      const here = exact && exact.step === this.data.steps[now.step] && exact.example === now.example;
+      if (!here || exact.layer !== now.layer || exact.head !== now.head) return null;
+      if (exact.values) return exact.values[q * this.example.keys.length + k];
+      return exact.q === q && exact.k === k ? exact.value : null;
     }
 
     aside(cell) {

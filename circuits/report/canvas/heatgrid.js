@@ -326,7 +326,8 @@ const HeatGrid = (() => {
       const box = ({ row, column }, width, ink) => {
         pen.lineWidth = width;
         pen.strokeStyle = ink;
-        pen.strokeRect(plot.size.left + column * plot.size.cell, plot.size.top + row * ROW, plot.size.cell - 1, ROW - 1);
+        const [x, y] = [plot.size.left + column * plot.size.cell, plot.size.top + row * ROW];
+        pen.strokeRect(x, y, plot.size.cell - 1, ROW - 1);
       };
       if (this.picked && this.picked.panel === plot.index) box(this.picked, 2.5, this.ink.accent);
       const focused = plot.canvas.matches(":focus-visible");
