@@ -217,15 +217,21 @@ def log_mean_exp(
     """
     p = base.softmax(-1)
     x = delta - (p * delta).sum(-1, keepdim=True)
+    ratio = _log_mean(p, x)
+    overflow = ~ratio.isfinite()
+    if bool(overflow.any()):  # the rows that overflow are set to 0 first, or their gradient would be no number
+        ratio = _log_mean(p, x.masked_fill(overflow[..., None], 0.0))
+        ratio = torch.where(overflow, (base.log_softmax(-1) + x).logsumexp(-1), ratio)
+    return x, ratio
+
+
+def _log_mean(p: Float[Tensor, "case d_vocab"], x: Float[Tensor, "case d_vocab"]) -> Float[Tensor, "case"]:
+    """log E_p[exp x] for x of mean 0."""
     small = x.abs() < 0.1
     series = x * x * (0.5 + x * (1 / 6 + x * (1 / 24 + x * (1 / 120 + x * (1 / 720 + x / 5040)))))
     bounded = torch.where(small, torch.zeros_like(x), x)
     excess = torch.where(small, series, torch.expm1(bounded) - bounded)
-    ratio = torch.log1p((p * excess).sum(-1))
-    overflow = ~ratio.isfinite()
-    if bool(overflow.any()):
-        ratio = torch.where(overflow, (base.log_softmax(-1) + x).logsumexp(-1), ratio)
-    return x, ratio
+    return torch.log1p((p * excess).sum(-1))
 
 
 def mean_of(
