@@ -107,8 +107,13 @@ def edge_score(
         scored: edges to compare by head: those that the prompts can exercise and of which it is known whether they
             are true.
         signed: rank by signed scores instead, so that edges that hurt come last.
+
+    Raises:
+        UsageError: for scores that are not finite, or scored edges of one kind only.
     """
     values = promoted(graph, scores)[scored]
+    if not bool(values.isfinite().all()):
+        raise UsageError(f"scores: {int((~values.isfinite()).sum())} of {len(values)} edges have no finite score")
     values = (values if signed else values.abs()).double().cpu().numpy()
     truth = true[scored].cpu().numpy()
     return EdgeScore(

@@ -174,6 +174,8 @@ def dressed(plain: Decoder, form: Form, prompts: Int[Tensor, "batch pos"], strea
     found = dataclasses.replace(
         plain, W_E=plain.W_E @ basis, W_pos=plain.W_pos @ basis, W_U=basis.T @ plain.W_U, layers=tuple(layers)
     )
+    if form.basis == "superposed":
+        found = with_thresholds(found, plain, prompts)
     found = noisy(found, form.noise, stream) if form.noise else found
     return with_norms(found, prompts) if form.layernorm else found
 
@@ -221,6 +223,23 @@ def noisy(decoder: Decoder, size: float, stream: Generator) -> Decoder:
         layers.append(Layer(None, attn, None, mlp))
     outer = {name: more(getattr(decoder, name)) for name in ("W_E", "W_pos", "W_U")}
     return dataclasses.replace(decoder, **outer, layers=tuple(layers))
+
+
+def with_thresholds(decoder: Decoder, plain: Decoder, prompts: Int[Tensor, "batch pos"]) -> Decoder:
+    """The decoder with the mean of what leaks into each MLP unit at the last position taken off its threshold."""
+    x, y, layers = decoder.embed(prompts), plain.embed(prompts), []
+    for layer, as_meant in zip(decoder.layers, plain.layers, strict=True):
+        x, y = (_mid(one, stream) for one, stream in ((layer, x), (as_meant, y)))
+        leak = (x[:, -1] @ layer.mlp.W_in - y[:, -1] @ as_meant.mlp.W_in).mean(0)
+        layer = dataclasses.replace(layer, mlp=dataclasses.replace(layer.mlp, b_in=layer.mlp.b_in - leak))
+        x, y = x + layer.mlp(x), y + as_meant.mlp(y)
+        layers.append(layer)
+    return dataclasses.replace(decoder, layers=tuple(layers))
+
+
+def _mid(layer: Layer, x: Tensor) -> Tensor:
+    """The stream behind the heads of a layer without norms."""
+    return x + affine(attend(layer.attn, *qkv(layer, x))[0].flatten(-2), layer.attn.W_O.flatten(0, 1), None)
 
 
 def with_norms(decoder: Decoder, prompts: Int[Tensor, "batch pos"]) -> Decoder:

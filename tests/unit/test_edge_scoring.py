@@ -75,3 +75,10 @@ def test_only_scored_edges_count_and_magnitude_unless_signed():
     assert edge_score(GRAPH, scores, true, scored, signed=True).auroc == 0.0
     assert edge_score(GRAPH, scores, true, scored).n == 2
     assert edge_score(GRAPH, scores, true, scored | named(GRAPH, ["M0->logits"])).auroc == 0.5
+
+
+def test_scores_that_are_no_numbers_are_refused():
+    scores = torch.zeros(len(GRAPH.senders), len(GRAPH.receivers))
+    scores[0, -1] = torch.nan
+    with pytest.raises(UsageError, match="1 of 2 edges have no finite score"):
+        edge_score(GRAPH, scores, named(GRAPH, ["M0->logits"]), named(GRAPH, ["embed->logits", "M0->logits"]))
