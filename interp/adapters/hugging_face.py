@@ -11,7 +11,7 @@ from interp.adapters.drift import drift_of
 from interp.adapters.families.gpt2 import GPT2
 from interp.adapters.families.gpt_neox import GPT_NEOX
 from interp.adapters.families.llama import LLAMA
-from interp.adapters.families.parts import Family
+from interp.adapters.families.parts import SLIDING, Family
 from interp.adapters.folder_weights import folder_weights
 from interp.adapters.opened import Kind, Opened, Processing
 from interp.adapters.prompts_of import prompt_layout, tokenizer_folder
@@ -104,10 +104,7 @@ def configuration(body: dict, place: Path) -> Any:
     _require_small(body, place)
     try:
         config = CONFIG_MAPPING[body["model_type"]].from_dict(body | dict.fromkeys(TOKENS))
-        if config.hidden_size % config.num_attention_heads and not getattr(config, "head_dim", None):
-            raise ValueError(f"{config.num_attention_heads} heads do not divide the width {config.hidden_size}")
-        if config.num_attention_heads % getattr(config, "num_key_value_heads", 1):
-            raise ValueError(f"{config.num_key_value_heads} key heads do not divide {config.num_attention_heads} heads")
+        _require_sizes(config)
         limits = FAMILIES[body["model_type"]].limits(config)
     except (StrictDataclassError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -115,6 +112,22 @@ def configuration(body: dict, place: Path) -> Any:
     if limits:
         raise NotExpressible(f"{place}: cannot be written exactly as a Decoder: {'; '.join(limits)}")
     return config
+
+
+def _require_sizes(config: Any) -> None:
+    """Refuse sizes that transformers accepts, but that make no model, with a ValueError."""
+    heads, groups = config.num_attention_heads, getattr(config, "num_key_value_heads", 1)
+    sizes = {"num_attention_heads": heads, "num_key_value_heads": groups, "hidden_size": config.hidden_size}
+    sizes |= {"vocab_size": config.vocab_size, "max_position_embeddings": config.max_position_embeddings}
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} is {size}")
+    if config.hidden_size % heads and not getattr(config, "head_dim", None):
+        raise ValueError(f"{heads} heads do not divide the width {config.hidden_size}")
+    if heads % groups:
+        raise ValueError(f"{groups} key heads do not divide {heads} heads")
+    if (window := getattr(config, "sliding_window", None)) is not None and config.model_type in SLIDING and window < 1:
+        raise ValueError(f"sliding_window is {window}")
 
 
 def _require_small(body: dict, place: Path) -> None:

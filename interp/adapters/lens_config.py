@@ -105,6 +105,9 @@ def lens_config(body: dict, where: str | Path, shapes: dict[str, tuple[int, ...]
     rotary_dim = _whole(body, "rotary_dim", where, whole["d_head"])
     if rotary_dim % 2 or rotary_dim > whole["d_head"]:
         raise StoreError(f"{where}: rotary_dim is {rotary_dim}, expected an even number up to d_head")
+    rotary_base = _real(body, "rotary_base", where, 10000.0)
+    if rotary_base <= 0:
+        raise StoreError(f"{where}: rotary_base is {rotary_base:g}, expected a number above 0")
     given = _real(body, "attn_scale", where, -1.0)
     scale = 1 / (given if given > 0 else whole["d_head"] ** 0.5)
     return LensConfig(
@@ -114,19 +117,19 @@ def lens_config(body: dict, where: str | Path, shapes: dict[str, tuple[int, ...]
         d_mlp=_whole(body, "d_mlp", where, 4 * whole["d_model"]),
         d_vocab=d_vocab,
         d_vocab_out=_whole(body, "d_vocab_out", where, d_vocab),
-        act_fn="" if body.get("attn_only") else str(body.get("act_fn")),
+        act_fn=str(body.get("act_fn")),
         normalization_type=body.get("normalization_type", "LN"),
-        final_rms=bool(body.get("final_rms", False)),
+        final_rms=_flag(body, "final_rms", where),
         eps=_real(body, "eps", where, 1e-5),
-        attn_only=bool(body.get("attn_only", False)),
-        gated_mlp=bool(body.get("gated_mlp", False)),
-        parallel_attn_mlp=bool(body.get("parallel_attn_mlp", False)),
+        attn_only=_flag(body, "attn_only", where),
+        gated_mlp=_flag(body, "gated_mlp", where),
+        parallel_attn_mlp=_flag(body, "parallel_attn_mlp", where),
         positional_embedding_type=body.get("positional_embedding_type", "standard"),
         rotary_dim=rotary_dim,
-        rotary_base=_real(body, "rotary_base", where, 10000.0),
-        rotary_adjacent_pairs=bool(body.get("rotary_adjacent_pairs", False)),
-        scale=scale if body.get("use_attn_scale", True) else 1.0,
-        scale_by_layer=bool(body.get("scale_attn_by_inverse_layer_idx", False)),
+        rotary_base=rotary_base,
+        rotary_adjacent_pairs=_flag(body, "rotary_adjacent_pairs", where),
+        scale=scale if _flag(body, "use_attn_scale", where, True) else 1.0,
+        scale_by_layer=_flag(body, "scale_attn_by_inverse_layer_idx", where),
         prepend_bos=body.get("default_prepend_bos") if isinstance(body.get("default_prepend_bos"), bool) else None,
         padding_side=body.get("default_padding_side"),
     )
@@ -145,7 +148,7 @@ def _require_expressible(body: dict, where: str | Path) -> None:
         found.append(f"positions of the kind {kind!r:.40}")
     if body.get("normalization_type", "LN") not in NORMS:
         found.append(f"norms of the kind {body['normalization_type']!r:.40}")
-    if not body.get("attn_only") and body.get("act_fn") not in ACTS:
+    if not body.get("attn_only") and str(body.get("act_fn")) not in ACTS:
         found.append(f"the activation function {body.get('act_fn')!r:.40}")
     known = USED | PLAIN.keys() | set(CAPS) | set(NEUTRAL.split())
     for name, value in body.items():
@@ -162,6 +165,13 @@ def _whole(body: dict, name: str, where: str | Path, default: int | None = None)
     if type(value) is not int or not 1 <= value <= MOST:
         raise StoreError(f"{where}: {name} is {value!r:.40}, expected a whole number from 1")
     return value
+
+
+def _flag(body: dict, name: str, where: str | Path, default: bool = False) -> bool:
+    value = body.get(name)
+    if value not in (None, True, False):
+        raise StoreError(f"{where}: {name} is {value!r:.40}, expected true or false")
+    return default if value is None else bool(value)
 
 
 def _real(body: dict, name: str, where: str | Path, default: float) -> float:

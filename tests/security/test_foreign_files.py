@@ -271,6 +271,22 @@ def test_the_folder_of_these_tests_is_read(folder):
     assert open_model(folder).decoder.d_model == 4
 
 
+ODD: list = [None, -1, 0, 1.5, "x", "", [], {}, True, 10**12, 1e308, [1], {"a": 1}, 1 << 31]
+
+
+def test_every_odd_value_in_a_configuration_is_a_typed_error_or_a_model(folder):
+    body = json.loads((folder / "config.json").read_text())
+    outcomes = collections.Counter()
+    for key in [*body, "activation_function", "layer_norm_epsilon", "tie_word_embeddings", "quantization_config"]:
+        for value in ODD:
+            (folder / "config.json").write_text(json.dumps(body | {key: value}))
+            try:
+                outcomes["model"] += open_model(folder).decoder.d_model == 4
+            except InterpError as error:
+                outcomes[str(folder) in str(error) or "activation" in str(error)] += 1
+    assert outcomes["model"] > 20 and outcomes[True] > 60 and not outcomes[False], "errors name the file"
+
+
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 def test_links_that_lead_out_of_the_folder_pipes_and_folders_are_refused(folder, tmp_path, name):
     path, outside = folder / name, tmp_path / "outside"

@@ -180,6 +180,8 @@ def test_cross_attention_is_refused_before_weights_are_read(tmp_path):
         ({"vocab_size": 24}, CheckpointError, r"(lm_head|embed_tokens)\.weight is \[23, 16\].*gives \[24, 16\]"),
         ({"num_attention_heads": 0}, StoreError, "not a valid configuration"),
         ({"num_attention_heads": 3, "head_dim": None}, StoreError, "not a valid configuration"),
+        ({"num_attention_heads": -1}, StoreError, "not a valid configuration"),
+        ({"max_position_embeddings": 0}, StoreError, "max_position_embeddings is 0"),
         ({"num_key_value_heads": 3}, StoreError, "not a valid configuration"),
         ({"rms_norm_eps": "small"}, StoreError, "not a valid configuration"),
         ({"rope_parameters": [1]}, StoreError, "not a valid configuration"),

@@ -132,6 +132,9 @@ def test_a_decoder_that_is_wrong_in_one_setting_does_not_pass_the_check(tmp_path
         ({"d_head": "4"}, StoreError, "d_head is '4'"),
         ({"d_mlp": 25}, CheckpointError, r"blocks\.0\.mlp\.(W_in|W_out|b_in) is"),
         ({"n_key_value_heads": 3}, StoreError, "no multiple of n_key_value_heads 3"),
+        ({"parallel_attn_mlp": "yes"}, StoreError, "parallel_attn_mlp is 'yes', expected true or false"),
+        ({"rotary_base": 0}, StoreError, "rotary_base is 0"),
+        ({"act_fn": ["gelu"]}, NotExpressible, "the activation function"),
         ({"eps": float("1e300")}, StoreError, "eps is"),
     ],
 )

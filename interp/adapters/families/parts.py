@@ -14,6 +14,7 @@ from interp.errors import NotExpressible
 Take = Callable[[str], Tensor]  # the values of a tensor by its key, in float32
 Has = Callable[[str], bool]
 Shapes = dict[str, tuple[int, ...]]
+SLIDING = ("mistral", "qwen2")
 ACTS: dict[str, Activation] = {
     "gelu": "gelu",
     "gelu_python": "gelu",
@@ -85,7 +86,9 @@ def rotary(config: Any, pairs: int) -> Rotary:
 
 def context(config: Any) -> int:
     """Positions for which attention is plain: all of them, or a sliding window where that is shorter."""
-    window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None) or ()
+    if config.model_type not in SLIDING:
+        return config.max_position_embeddings
+    window, kinds = config.sliding_window, getattr(config, "layer_types", None) or ()
     slides = "sliding_attention" in kinds if kinds else window is not None
     return min(config.max_position_embeddings, window) if slides and window else config.max_position_embeddings
 
