@@ -53,7 +53,7 @@ def independence(part: Part, complement: Float[Tensor, "prompt"], generator: tor
     one = centre @ one @ centre
     observed = float((one * two).mean())
     orders = [torch.randperm(n, generator=generator) for _ in range(PERMUTATIONS)]
-    as_large = sum(float((one * two[order][:, order]).mean()) >= observed for order in orders)
+    as_large = sum(float((one * two[order][:, order]).mean()) >= observed - 1e-12 for order in orders)  # with ties
     p = (1 + as_large) / (1 + PERMUTATIONS)
     return TestSummary(
         name="independence",

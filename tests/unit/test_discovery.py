@@ -1,0 +1,185 @@
+"""A whole discovery: what each verdict takes, disjoint prompts, budgets that are kept, the same after JSON."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from circuits.circuit import Circuit
+from circuits.discovery import circuit_of, discover, edges_of_graph, overlap, stable, verdict_of
+from circuits.discovery_result import ControlSummary, DiscoveryFile
+from circuits.find import Settings, find_circuit
+from circuits.judge import Judgement
+from circuits.problem import Problem
+from circuits.search.base import silent
+from circuits.subject import Subject
+from interp.errors import UsageError
+from tests.unit.own_answers import own_pairs, own_problem
+from tests.unit.small_circuits import circuit, interval, kept_share
+from tests.unit.small_decoders import small_decoder
+
+QUICK = Settings(reruns=2, controls=8, removals=60, top_k=10)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def subject(n: int = 96, **settings) -> Subject:
+    decoder = small_decoder("grouped").to(torch.float32)
+    return Subject(decoder, own_pairs(decoder, n=n, **settings), "small", 7, "ab", "its own answers")
+
+
+@pytest.fixture(scope="module")
+def whole() -> tuple[DiscoveryFile, Circuit]:
+    """One discovery without positions."""
+    torch.set_num_threads(1)
+    one = subject()
+    return discover(one, one.problem("resample", False), QUICK)
+
+
+def test_a_discovery_says_everything_about_its_circuit(whole):
+    found, kept = whole
+    assert found.verdict in ("circuit", "candidate") and found.n_kept == kept.n_kept > 0
+    assert found.n_kept <= found.n_live <= found.n_edges
+    assert found.faithfulness.retained.n == 24, "a quarter of the sequences is held out"
+    assert [one.name for one in found.controls if one.headline] == ["random paths"]
+    assert {one.name for one in found.tests} == {"equivalence", "independence", "minimality", "completeness"}
+    assert found.stability.reruns == 2 and len(found.stability.sizes) == 2
+    assert kept.provenance.ablation == "resample" and "resample" in found.headline
+    assert sum(one.chosen for one in found.rankings) == 1
+    assert set(kept.frequency[kept.kept].tolist()) <= {0.0, 0.5, 1.0}
+
+
+def test_a_discovery_and_its_circuit_are_the_same_after_json(whole):
+    found, kept = whole
+    again = DiscoveryFile.model_validate_json(found.model_dump_json())
+    assert again == found
+    back = again.circuit.circuit()
+    for name in ("kept", "live", "scores", "frequency"):
+        assert torch.equal(getattr(back, name), getattr(kept, name).to(getattr(back, name).dtype)), name
+
+
+def test_the_same_seed_gives_the_same_discovery():
+    one, settings = subject(), replace_settings(method="masks", reruns=0, controls=4, removals=20)
+    first, again = (discover(one, one.problem("resample", False), settings)[0] for _ in range(2))
+    ignored = {"timing", "peak_mib"}
+    assert again.model_dump(exclude=ignored) == first.model_dump(exclude=ignored)
+
+
+def test_no_sequence_serves_two_purposes():
+    problem = own_problem(n=96)
+    units = [set(part.pairs.unit.tolist()) for part in problem.parts.values()]
+    assert [len(one) for one in units] == [48, 24, 24]
+    assert not units[0] & units[1] and not units[0] & units[2] and not units[1] & units[2]
+    halves = [problem.half(which) for which in (0, 1)]
+    for name in ("score", "choose"):
+        one, two = (set(half.parts[name].pairs.unit.tolist()) for half in halves)
+        assert not one & two and one | two == set(problem.parts[name].pairs.unit.tolist())
+    assert halves[0].parts["evaluate"] is problem.parts["evaluate"]
+
+
+def test_without_behaviour_there_is_no_ratio():
+    answers = torch.randint(7, (96,), generator=torch.Generator().manual_seed(5))
+    one = subject(answers=answers)
+    found, kept = discover(one, one.problem("resample", False), QUICK)
+    assert kept is None and found.verdict == "no behaviour to explain"
+    assert found.faithfulness is None and found.circuit is None and found.rankings == [] and not found.gate.passed
+
+
+def test_edges_of_the_graph_count_every_causal_pair_of_keys_and_values():
+    decoder = small_decoder("preset", n_layers=1, n_heads=1).to(torch.float32)
+    pairs = own_pairs(decoder, length=4)
+    # embed to q, k, v and MLP, head to MLP, embed, head and MLP to logits
+    assert edges_of_graph(Problem(decoder, pairs)) == 8
+    assert edges_of_graph(Problem(decoder, pairs, "resample", True)) == 2 * 10 + 6 * 4
+
+
+def test_overlap_is_the_share_of_the_union():
+    one, two = torch.tensor([True, True, True, False]), torch.tensor([False, True, True, True])
+    assert overlap(one, two) == 0.5 and overlap(one, one) == 1.0 and overlap(one, ~one) == 0.0
+    assert overlap(one & ~one, two & ~two) == 1.0, "two empty circuits agree"
+
+
+def judgement(kept: float, low: float, largest: float | None) -> Judgement:
+    share = kept_share().model_copy(update={"retained": interval(kept).model_copy(update={"low": low})})
+    if largest is None:
+        return Judgement(share, (), ())
+    given = {"name": "random paths", "what": "", "n": 10, "mean": 0.1, "largest": largest, "headline": True}
+    return Judgement(share, (ControlSummary(**given),), ())
+
+
+@pytest.mark.parametrize(
+    ("kept", "low", "largest", "verdict", "why"),
+    [
+        (0.97, 0.96, 0.40, "circuit", "keeps 40.0%"),
+        (0.94, 0.93, 0.40, "candidate", "less than the 95% asked for"),
+        (0.97, 0.96, 0.96, "candidate", "a matched random circuit keeps 96.0%"),
+        (0.97, 0.96, None, "candidate", "no matched control"),
+    ],
+)
+def test_a_circuit_keeps_the_target_and_beats_every_matched_control(kept, low, largest, verdict, why):
+    found, headline = verdict_of(circuit(), judgement(kept, low, largest), Settings())
+    assert found == verdict and why in headline
+
+
+def test_reruns_that_would_take_too_long_are_left_out_and_named(monkeypatch):
+    monkeypatch.setattr("circuits.discovery.RERUN_STAGES", 0)
+    one = subject()
+    found, kept = discover(one, one.problem("resample", False), replace_settings(method="eap"))
+    assert found.stability is None and kept.frequency is None
+    assert any("0 searches rerun" in note for note in found.notes)
+
+
+def test_removal_and_confirmation_keep_to_the_budget(monkeypatch):
+    monkeypatch.setattr("circuits.find.seconds_per_run", lambda problem, parts: 1.0)
+    problem = own_problem(n=96)
+    few, all_of_them = (replace_settings(method="eap", removals=40, seconds=seconds) for seconds in (4.0, 400.0))
+    found = find_circuit(problem, few, look_for_interactions=False)
+    assert any("with 4 runs of circuits, 40 asked for" in note for note in found.notes)
+    whole = find_circuit(
+        problem, replace_settings(method="eap", removals=40, seconds=400.0), look_for_interactions=False
+    )
+    assert not whole.notes and int(whole.kept.sum()) <= int(found.kept.sum())
+
+
+def replace_settings(**changes) -> Settings:
+    return QUICK.model_copy(update=changes)
+
+
+def test_a_method_that_does_not_fit_is_refused():
+    with pytest.raises(UsageError, match="eap_ig ranks no edges with positions"):
+        find_circuit(own_problem(by_position=True), replace_settings(method="eap_ig"))
+    with pytest.raises(UsageError, match="needs corrupted prompts"):
+        find_circuit(own_problem(ablation="mean"), replace_settings(method="eap"))
+
+
+def test_prompts_of_unequal_length_have_no_positions():
+    pairs = own_pairs(small_decoder("grouped").to(torch.float32))
+    shorter = pairs.mask.clone()
+    shorter[0, 0] = False
+    with pytest.raises(UsageError):
+        Problem(small_decoder("grouped"), replace(pairs, mask=shorter), "resample", True)
+
+
+def test_stability_counts_how_often_each_edge_is_kept_again():
+    problem, settings = own_problem(n=96), replace_settings(method="eap")
+    found = find_circuit(problem, settings, look_for_interactions=False)
+    result, frequency = stable(problem, found, settings, silent)
+    assert result.overlap.low <= result.overlap.value <= result.overlap.high
+    expected = sum(result.sizes) / 2
+    assert float(frequency.sum()) == pytest.approx(expected), "each rerun's edges count one half"
+    assert stable(problem, found, replace_settings(reruns=0), silent) == (None, None)
+
+
+def test_a_circuit_knows_where_it_comes_from():
+    one = subject()
+    problem = one.problem("mean", False)
+    found = find_circuit(problem, replace_settings(method="exact"), look_for_interactions=False)
+    about = circuit_of(one, problem, QUICK, found).provenance
+    assert (about.model, about.step, about.ablation, about.seed) == ("small", 7, "mean", 0)
+    assert about.n_units == {"score": 48, "choose": 24, "evaluate": 24} and len(about.pairs_fingerprint) >= 16

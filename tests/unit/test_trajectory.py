@@ -1,0 +1,91 @@
+"""Births and deaths take three consecutive circuits; change is measured against two halves of the prompts."""
+
+import pytest
+import torch
+
+from circuits.trajectory import tracked, trajectory
+from tests.unit.small_circuits import circuit, discovery
+
+A, B, C = "embed->M0", "M0->M1", "M1->logits"
+STEPS = [0, 10, 20, 30, 40, 50, 60]
+
+
+def holding(*edges: str):
+    return circuit(edges=dict.fromkeys(edges, 1.0))
+
+
+def life(pattern: str) -> tuple[int | None, int | None]:
+    """(born, died) of an edge that is there where the pattern has an x."""
+    steps = STEPS[: len(pattern)]
+    row = [holding(A, B) if here == "x" else holding(B) for here in pattern]
+    (edge,) = (one for one in tracked(steps, row) if one.edge == A)
+    assert edge.present == [step for step, here in zip(steps, pattern, strict=True) if here == "x"]
+    return edge.born, edge.died
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("xxx", (0, None)),
+        (".xxx", (10, None)),
+        ("xx.xx", (None, None)),  # never three in a row
+        ("x.xxx..", (20, None)),  # two without it are no death
+        ("xxx...", (0, 30)),
+        (".xxx...", (10, 40)),
+        ("xxx..x", (0, None)),
+    ],
+)
+def test_an_edge_is_born_and_dies_with_three_circuits_in_a_row(pattern, expected):
+    assert life(pattern) == expected
+
+
+def test_checkpoints_without_a_circuit_hold_no_edge():
+    edges = {one.edge: one for one in tracked(STEPS[:4], [None, holding(A), holding(A, C), holding(A)])}
+    assert edges[A].born == 10 and edges[C].born is None and edges[C].present == [20]
+
+
+def test_edges_come_in_order_of_birth_and_unborn_ones_last():
+    row = [holding(B), holding(B, A), holding(B, A, C), holding(B, A)]
+    assert [one.edge for one in tracked(STEPS[:4], row)] == [B, A, C]
+
+
+def found(edges: tuple[str, ...] | None, half: float | None = 0.5, verdict: str = "circuit"):
+    """A discovery that holds some edges; None for no behaviour."""
+    if edges is None:
+        return discovery(None, "no behaviour to explain", "None.")
+    return discovery(holding(*edges), verdict).model_copy(update={"split_half": half})
+
+
+def test_a_change_counts_only_below_the_overlap_of_two_halves():
+    story = trajectory(STEPS[:3], [found((A, B, C)), found((A, B)), found((A,))])
+    assert [point.overlap for point in story.points] == [None, pytest.approx(2 / 3), pytest.approx(1 / 2)]
+    assert [point.changed for point in story.points] == [None, False, False], "inside the band"
+    noisy = trajectory(STEPS[:3], [found((A, B, C), 0.9), found((A, B), 0.6), found((A,), 0.9)])
+    assert [point.changed for point in noisy.points] == [None, False, True], "the wider band of the two counts"
+    assert "1 of 2" in noisy.note
+
+
+def test_without_halves_nothing_is_said_about_change():
+    story = trajectory(STEPS[:2], [found((A,), None), found((B,), None)])
+    assert [point.changed for point in story.points] == [None, None] and "nothing is said" in story.note
+
+
+def test_a_missing_circuit_breaks_the_comparison():
+    story = trajectory(STEPS[:3], [found((A,)), found(None), found((A,))])
+    assert [point.overlap for point in story.points] == [None, None, None]
+    assert story.points[1].verdict == "no behaviour to explain" and story.points[1].n_kept == 0
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "emerged"),
+    [("nncccc", 20), ("ncncncc", None), ("ccc", 0), ("nccnccc", 40), ("nnn", None), ("cc", None)],
+)
+def test_a_circuit_emerges_with_three_passes_in_a_row(verdicts, emerged):
+    row = [found((A,)) if one == "c" else found((A,), verdict="candidate") for one in verdicts]
+    assert trajectory(STEPS[: len(row)], row).emerged == emerged
+
+
+def test_a_trajectory_is_the_same_after_json():
+    story = trajectory(STEPS[:3], [found((A, B)), found((A,)), found((A, C))])
+    assert type(story).model_validate_json(story.model_dump_json()) == story
+    assert torch.equal(found((A, B)).circuit.circuit().kept, holding(A, B).kept)
