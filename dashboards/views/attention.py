@@ -18,8 +18,8 @@ from dashboards.attention_data import (
 from dashboards.circuitsvis_view import draw_circuitsvis
 from dashboards.components.attention_grid import attention_grid, guide_attention
 from dashboards.page import Page, plain
+from dashboards.starting import offer
 from interp.errors import InterpError
-from interp.jobs import active_jobs, start
 from interp.run import Run
 from probes.patterns_store import PatternIndex, pattern_index
 
@@ -39,7 +39,7 @@ def render(page: Page) -> None:
     index = pattern_index(page.run)
     if index is None:
         page.header()
-        offer(page, page.run)
+        missing(page, page.run)
         return
     prompts = index.record.prompts
     page.header(n="1 held-out sequence")
@@ -119,10 +119,10 @@ def download(run: Run, example: int) -> None:
 def late(page: Page, run: Run, index: PatternIndex) -> None:
     """Some checkpoints have no patterns yet."""
     st.info(f"{len(index.missing)} of {len(index.missing) + len(index.steps)} checkpoints have no stored patterns yet.")
-    compute(page, run, "Store the rest")
+    offer(page, "Store the rest", ["patterns", run.name])
 
 
-def offer(page: Page, run: Run) -> None:
+def missing(page: Page, run: Run) -> None:
     """Nothing is stored: say what it takes, and start it on request."""
     if not page.steps:
         page.empty("No checkpoint yet.", "The first one is written before training starts; wait a moment.")
@@ -132,28 +132,7 @@ def offer(page: Page, run: Run) -> None:
         f"Storing them for the {len(page.steps)} checkpoints of this run takes a few seconds, once.",
         page.command("patterns"),
     )
-    compute(page, run, "Store attention patterns")
-
-
-def compute(page: Page, run: Run, label: str) -> None:
-    """A button that starts the job, and its state while it runs."""
-    working = [job for job in active_jobs(page.store) if job.spec.run == run.name]
-    if working:
-        watch(page, run.name)
-        return
-    if st.button(label, type="primary", key="attention.compute"):
-        with page.guarded():
-            start(page.store, ["patterns", run.name], run=run.name)
-            st.rerun()
-
-
-@st.fragment(run_every=1.0)
-def watch(page: Page, name: str) -> None:
-    """Waits for the job on the run, then shows the view again."""
-    working = [job for job in active_jobs(page.store) if job.spec.run == name]
-    if not working:
-        st.rerun()
-    st.info(f"Working on {name}: {working[0].spec.kind}, started a moment ago.")
+    offer(page, "Store attention patterns", ["patterns", run.name])
 
 
 @st.cache_data(max_entries=8, show_spinner=False)

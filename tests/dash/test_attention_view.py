@@ -10,7 +10,7 @@ import pytest
 
 from circuits.report.canvas.encode import levels_of
 from dashboards.components.attention_grid import GRID, GUIDE
-from dashboards.views import attention
+from interp import jobs
 from interp.errors import JobError
 from probes.patterns_compute import store_patterns
 from probes.patterns_store import pattern_index, pattern_key, read_patterns
@@ -48,7 +48,7 @@ def test_a_run_without_patterns_offers_the_command_and_a_button(view, normal_sto
 
 def test_the_button_starts_the_job_on_this_run(view, normal_store, monkeypatch):
     started = []
-    monkeypatch.setattr(attention, "start", lambda store, words, run: started.append((words, run)))
+    monkeypatch.setattr(jobs, "start", lambda store, words, run: started.append((words, run)))
     view(normal_store, "attention", run="tiny").button[0].click().run()
     assert started == [(["patterns", "tiny"], "tiny")]
 
@@ -57,7 +57,7 @@ def test_a_job_that_is_refused_is_explained(view, normal_store, monkeypatch):
     def refuse(store, words, run):
         raise JobError("run 'tiny' is being worked on by job train-1; wait for it or cancel it first")
 
-    monkeypatch.setattr(attention, "start", refuse)
+    monkeypatch.setattr(jobs, "start", refuse)
     app = view(normal_store, "attention", run="tiny").button[0].click().run()
     assert "is being worked on" in text(app)
     assert not app.exception

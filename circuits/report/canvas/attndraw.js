@@ -140,7 +140,7 @@ const AttnDraw = (() => {
   }
 
   function axes(pen, { size, queries, keys, cell, ink, font }) {
-    const every = Math.max(1, Math.ceil(9 / size.cell));
+    const every = Math.max(1, Math.ceil(11 / size.cell));
     const base = size.top + size.cell * queries.length;
     const write = (text, index, at, x, y, turned) => {
       const chosen = index === at;
