@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from interp.adapters.families.parts import activation
+from interp.adapters.families.parts import ACTS
 from interp.adapters.lens_config import LensConfig
 from interp.adapters.opened import Flag, Processing
 from interp.adapters.weight_files import Stored
@@ -116,7 +116,7 @@ def _mlp(cfg: LensConfig, weights: Weights, at: str) -> MLP:
         b_in = None
     names = ("W_in", "W_out", "b_out", "W_gate")
     parts = {name: weights.get(f"{at}.{name}") for name in names}
-    return MLP(**parts, b_in=b_in, b_gate=None, activation=activation(cfg.act_fn))
+    return MLP(**parts, b_in=b_in, b_gate=None, activation=ACTS[cfg.act_fn])
 
 
 def lens_processing(cfg: LensConfig, weights: Weights) -> Processing:

@@ -197,7 +197,7 @@ def test_a_configuration_that_does_not_fit_its_weights_is_refused_by_key(folder,
         return
     with pytest.raises(error, match=message) as raised:
         open_model(folder)
-    assert "config.json" in str(raised.value) or "model.safetensors" in str(raised.value) or "hidden_act" in changes
+    assert "config.json" in str(raised.value) or "model.safetensors" in str(raised.value)
 
 
 def test_an_unembedding_that_differs_though_it_is_tied_is_refused(folder):

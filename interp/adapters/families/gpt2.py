@@ -4,12 +4,13 @@ from typing import Any
 
 from torch import Tensor
 
-from interp.adapters.families.parts import Family, Shapes, Take, activation
+from interp.adapters.families.parts import ACTS, Family, Shapes, Take, activations
 from interp.decoder import MLP, Attention, Decoder, Layer, Norm
 
 
 def _limits(config: Any) -> list[str]:
-    return ["cross-attention"] if config.add_cross_attention else []
+    crossed = ["cross-attention"] if config.add_cross_attention else []
+    return crossed + activations(config.activation_function)
 
 
 def _d_mlp(config: Any) -> int:
@@ -58,7 +59,7 @@ def _layer(config: Any, take: Take, index: int) -> Layer:
         b_out=take(f"{at}.mlp.c_proj.bias"),
         W_gate=None,
         b_gate=None,
-        activation=activation(config.activation_function),
+        activation=ACTS[config.activation_function],
     )
     return Layer(_norm(take, f"{at}.ln_1", eps), attn, _norm(take, f"{at}.ln_2", eps), mlp)
 

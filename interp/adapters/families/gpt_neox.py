@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from interp.adapters.families.parts import Family, Shapes, Take, activation, angles, rotary
+from interp.adapters.families.parts import ACTS, Family, Shapes, Take, activations, angles, rotary
 from interp.decoder import MLP, Attention, Decoder, Layer, Norm, Rotary
 
 
@@ -16,7 +16,7 @@ def _rotated(config: Any) -> int:
 
 def _limits(config: Any) -> list[str]:
     odd = [] if _rotated(config) % 2 == 0 else [f"rotary positions on {_rotated(config)} coordinates, an odd number"]
-    return angles(config) + odd
+    return [*angles(config), *odd, *activations(config.hidden_act)]
 
 
 def _shapes(config: Any) -> Shapes:
@@ -71,7 +71,7 @@ def _layer(config: Any, take: Take, index: int, turn: Rotary | None) -> Layer:
         b_out=take(f"{at}.mlp.dense_4h_to_h.bias"),
         W_gate=None,
         b_gate=None,
-        activation=activation(config.hidden_act),
+        activation=ACTS[config.hidden_act],
     )
     return Layer(
         ln1=_norm(config, take, f"{at}.input_layernorm"),

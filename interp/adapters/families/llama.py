@@ -5,10 +5,11 @@ from typing import Any
 from torch import Tensor
 
 from interp.adapters.families.parts import (
+    ACTS,
     Family,
     Shapes,
     Take,
-    activation,
+    activations,
     angles,
     context,
     heads_of,
@@ -34,7 +35,7 @@ def _biased(config: Any) -> tuple[str, ...]:
 
 
 def _limits(config: Any) -> list[str]:
-    found = [*angles(config), *scalings(config)]
+    found = [*angles(config), *scalings(config), *activations(config.hidden_act)]
     kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     found += [f"{OTHER_LAYERS} ({', '.join(sorted(kinds))})"] if kinds else []
     if (part := config.rope_parameters.get("partial_rotary_factor", 1.0)) != 1.0:
@@ -95,7 +96,7 @@ def _layer(config: Any, take: Take, index: int, turn: Rotary) -> Layer:
         b_out=_bias(config, take, f"{at}.mlp", "down_proj"),
         W_gate=take(f"{at}.mlp.gate_proj.weight").mT,
         b_gate=_bias(config, take, f"{at}.mlp", "gate_proj"),
-        activation=activation(config.hidden_act),
+        activation=ACTS[config.hidden_act],
     )
     return Layer(
         ln1=_norm(config, take, f"{at}.input_layernorm"),
