@@ -247,7 +247,7 @@ def _reading(changed: Outcome, run: Outcome, controls: list[Outcome]) -> str:
     shown = [one.steps.value for one in controls if one.tested]
     if not shown:
         return f"{said}; no control could be tested."
-    span = f"{min(shown):.0%} to {max(shown):.0%}"
+    span = f"{min(shown):.0%} to {max(shown):.0%}" if max(shown) - min(shown) >= 0.005 else f"{max(shown):.0%}"
     if changed.lost.low <= 0:
         return f"{said}: the interval of what is lost covers 0. Under {len(shown)} controls it is {span}."
     as_much = sum(one.lost.value >= changed.lost.value for one in controls if one.tested)

@@ -11,8 +11,8 @@ from interp.errors import InterpError, StoreError
 from interp.run import Run
 
 VERDICTS = {
-    "circuit": ("green", "A circuit: faithful on held-out prompts, and better than every kind of control."),
-    "candidate": ("orange", "A candidate: something that a circuit must have is missing; the headline says what."),
+    "circuit": ("green", "Faithful on held-out prompts, and better than matched random circuits of the same size."),
+    "candidate": ("orange", "Something that a circuit must have is missing; the headline says what."),
     "no faithful circuit": ("gray", "No small set of edges keeps enough of the behaviour."),
     "no behaviour to explain": ("gray", "The model does not do the task here, so there is no circuit to look for."),
 }
@@ -94,9 +94,11 @@ def frames_of(run: Run, series: Series) -> list[Frame]:
 
 
 def _drawn(run: Run, one: StoredCircuit) -> Drawn | None:
+    """What is drawn of a circuit, tried once, so that a damaged one is told by its name."""
     if one.data.get("circuit") is None:
         return None
     try:
+        circuit_svg(one.data["circuit"])
         return drawn(one.data["circuit"])
     except (InterpError, LookupError, TypeError, ValueError, AttributeError) as error:
         where = f"{run.name}/analysis/{one.key}.json"

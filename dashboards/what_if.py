@@ -73,7 +73,8 @@ def show(page: Page, answer: dict[str, Any]) -> None:
     )
     st.caption(
         f"Ablation: {plain(answer['intervention'])}. Bars: share of single states right, mean over "
-        f"n = {rows[0]['n']} sequences, with 95 % interval. Prompts: {plain(answer['prompts'])}. Controls: {plain(answer['control_name'])}."
+        f"n = {rows[0]['n']} sequences, with 95 % interval. Prompts: {plain(answer['prompts'])}. "
+        f"Controls: {plain(answer['control_name'])}."
     )
     st.info(NOTE, icon=":material/science:")
     with st.expander("Every number, and how to confirm it"):

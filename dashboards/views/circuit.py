@@ -100,7 +100,8 @@ def drawing(page: Page, run: Run, series: Series, near: int) -> int:
         page.put(target=done.name)
     if done.step is not None:
         page.put(step=done.step)
-    st.caption("Click an edge or a head to ablate it below; point at one for its exact score.")
+    dotted = " Dotted: kept at another checkpoint." if len(frames) > 1 else ""
+    st.caption(f"Click an edge or a head to ablate it below; point at one for its exact score.{dotted}")
     return done.step if done.step is not None else near
 
 
@@ -109,7 +110,8 @@ def evidence(one: StoredCircuit) -> None:
     left, right = st.columns([2, 3])
     with left:
         st.markdown("**Faithfulness**")
-        st.dataframe([{"": name, "value": value} for name, value in facts(one)], hide_index=True, width="stretch")
+        for name, value in facts(one):
+            st.markdown(f"- {plain(name)}: **{plain(value)}**")
     with right:
         st.markdown("**Controls**")
         for control in one.data["controls"]:
@@ -135,11 +137,12 @@ def through_training(page: Page, run: Run, series: Series, step: int) -> None:
             )
         else:
             st.caption(
-                f"{len(series.steps)} checkpoints are stored. Births and deaths need all of them, three in a row each:"
+                f"Circuits of {len(series.steps)} checkpoint{'s' * (len(series.steps) > 1)} are stored. Births and "
+                "deaths need all of them, three in a row each:"
             )
             st.code(page.command("circuit", "--checkpoints", "all"), language="sh", wrap_lines=True)
         rows = life_rows(found, sorted({at for one in found for at in one.present}))
-        if rows:
+        if rows and len({row["step"] for row in rows}) > 1:
             height = 20 * len({row["edge"] for row in rows}) + 60
             chart = presence(rows, [one.edge for one in found], max(page.steps, default=1), step, whole)
             st.altair_chart(

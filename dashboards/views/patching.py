@@ -28,6 +28,7 @@ ICON = ":material/healing:"
 
 GRID = "patching.grid"
 TABLE, SENT, CLIENT = "patching.table", "patching.sent", "patching.client"  # what was drawn, told, and is shown now
+PROMPTS = {"hide": "mean alone", "show": "every prompt"}
 LAYOUTS = ("all components at one step", "one component at all steps")
 
 
@@ -135,8 +136,11 @@ def grid(page: Page, run: Run, frames: Frames, sheet: Sheet, chosen: StoredPatch
         step = moved
         page.put(step=step)
     if at is not None:
-        st.markdown(plain(cell_words(frames, frames.steps.index(step), *at)))
-        single(page, run, chosen, frames.components[at[0]], *at[1:])
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.markdown(plain(cell_words(frames, frames.steps.index(step), *at)))
+            prompts = page.pick("prompts", "Single prompts", ["hide", "show"], widget="segments", show=PROMPTS.get)
+        if prompts == "show":
+            single(page, run, chosen, step, (frames.components[at[0]], *at[1:]))
     if page.get("step") not in frames.steps:
         missing(page, run, chosen, page.get("step"), step)
 
@@ -181,16 +185,15 @@ def remember(page: Page, run: Run, name: str, t: int, place: int, step: int) -> 
     page.put(**values)
 
 
-def single(page: Page, run: Run, chosen: StoredPatches, component: str, t: int, place: int) -> None:
-    """The exact effect on every prompt, recomputed at the checkpoint of the address."""
-    if page.pick("exact", "Single prompts", ["hide", "show"], widget="segments") == "hide":
-        return
+def single(page: Page, run: Run, chosen: StoredPatches, step: int, cell: tuple[str, int, int]) -> None:
+    """The exact effect on every prompt, recomputed at the checkpoint that is shown."""
+    component, t, place = cell
     about = chosen.about
     request = {name: about[name] for name in ("pairs", "length", "ablation", "metric")}
     request |= {"site": about.get("site"), "direction": about.get("direction"), "seed": about.get("seed", 0)}
-    request |= {"run": run.name, "step": page.get("step"), "component": component, "position": place, "t": t}
+    request |= {"run": run.name, "step": step, "component": component, "position": place, "t": t}
     with page.guarded("Choose another cell, or ask again."):
-        answer = what_if.asked(page.store, run, page.get("step"), "patch_cell", request | {"n": chosen.n(t)})
+        answer = what_if.asked(page.store, run, step, "patch_cell", request | {"n": chosen.n(t)})
         donors = answer["donor"] or [[]] * len(answer["clean"])
         rows = sorted(zip(answer["effects"], answer["clean"], donors, strict=True), key=lambda row: -abs(row[0]))
         table = [
@@ -201,10 +204,12 @@ def single(page: Page, run: Run, chosen: StoredPatches, component: str, t: int, 
 
 def missing(page: Page, run: Run, chosen: StoredPatches, step: int, shown: int) -> None:
     """The checkpoint of the address was not patched under this setting."""
-    st.info(f"Checkpoint {step:,} is not patched under this setting; the heatmap shows the nearest one, {shown:,}.")
-    arguments = patch_arguments(chosen, step)
-    st.code(page.command("patch", *arguments), language="sh", wrap_lines=True)
-    offer(page, f"Patch checkpoint {step:,}", ["patch", run.name, *arguments], key="missing")
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.caption(
+            f"Checkpoint {step:,} is not patched under this setting; the heatmap shows the nearest one, {shown:,}. "
+            f"Share has the command for it."
+        )
+        offer(page, f"Patch checkpoint {step:,}", ["patch", run.name, *patch_arguments(chosen, step)], key="missing")
 
 
 def nothing_stored(page: Page, run: Run) -> None:
