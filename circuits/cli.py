@@ -122,7 +122,7 @@ def verify(
 
 @REPORT.command("circuit")
 def circuit_page(
-    run: Annotated[str, typer.Argument(help="Run that `interp circuit` has looked at.")],
+    run: Annotated[str, typer.Argument(help="Run that `interp circuit` has looked at, or the folder of its -o.")],
     checkpoint: Annotated[str, typer.Option(help="last stored circuit, or a step.")] = "last",
     positions: Annotated[
         bool | None,
@@ -132,23 +132,27 @@ def circuit_page(
     store: StoreOption = Path("runs"),
     as_json: JsonOption = False,
 ) -> None:
-    """Write circuit.html and circuit.json from the circuits that a run has stored; nothing is computed."""
+    """Write circuit.html and circuit.json from circuits that are stored; nothing is computed."""
     from interp.errors import UsageError
 
     if checkpoint != "last" and not checkpoint.isdecimal():
         raise UsageError(f"--checkpoint {checkpoint!r}: expected last, or a step such as 5080")
     step = None if checkpoint == "last" else int(checkpoint)
-    opened = open_run(store, run)
     from circuits.outputs import CircuitReportOutput
-    from circuits.report.circuit_stored import stored_circuit, write_circuit_page
+    from circuits.report import circuit_stored as stored
     from interp.console import print_json, say
 
-    main = stored_circuit(opened, step, positions)
-    written = write_circuit_page(opened, main, output or opened.path / "report")
-    files = {kind: str(path) for kind, path in written.items()}
+    of_folder = stored.holds_circuits(Path(run))
+    shelf = stored.shelf_of_folder(Path(run)) if of_folder else stored.shelf_of_run(open_run(store, run))
+    main = stored.stored_circuit(shelf, step, positions)
+    files = {kind: str(path) for kind, path in stored.write_circuit_page(shelf, main, output).items()}
     verdict, headline = main.data["verdict"], main.data["headline"]
     if as_json:
-        print_json(CircuitReportOutput(run=run, step=main.step, verdict=verdict, headline=headline, files=files))
+        print_json(
+            CircuitReportOutput(
+                run=shelf.name, step=stored.step_of(main), verdict=verdict, headline=headline, files=files
+            )
+        )
     else:
         say(headline)
         for path in files.values():

@@ -45,8 +45,8 @@ class CircuitReportOutput(Output):
     """`interp report circuit RUN --json`."""
 
     kind: Literal["circuit-report"] = "circuit-report"
-    run: str
-    step: int = Field(description="checkpoint of the circuit")
+    run: str = Field(description="run, or name of the model in a folder")
+    step: int | None = Field(description="checkpoint of the circuit; null: the model has no steps")
     verdict: str
     headline: str
     files: dict[str, str]

@@ -1,24 +1,91 @@
-"""The page of a run's circuit from what the run has stored: which discovery, its fellows, and the commands."""
+"""The page of a circuit from what is stored, in a run or in a folder of `interp circuit -o`, with its fellows."""
 
 import inspect
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from circuits.cli_circuit import circuit
+from circuits.interchange.files import of_type
 from circuits.interchange.own import write_circuit
 from circuits.report.circuit_page import Background, render_circuit_page
-from circuits.stored import StoredCircuit, newest_circuit, stored_circuits
+from circuits.stored import CIRCUIT, FORMAT, StoredCircuit, stored_circuits
 from circuits.trajectory import trajectory
 from interp.errors import UsageError
 from interp.files import disk_errors, replace
+from interp.jsonfile import read_sealed
 from interp.run import Run
 
-PAGE, CIRCUIT = "circuit.html", "circuit.json"
+PAGE, FILE = "circuit.html", "circuit.json"
+MAX_BYTES = 64 << 20
+Commands = Callable[[StoredCircuit], list[tuple[str, str]]]
 
 
-def stored_circuit(run: Run, step: int | None, by_position: bool | None = None) -> StoredCircuit:
+@dataclass(frozen=True)
+class Shelf:
+    """Stored discoveries about one model.
+
+    Attributes:
+        stored: by step and then by age.
+        folder: where the page goes unless another is named.
+        search: command line that makes the first one, for when there is none.
+        commands: (purpose, line) of what makes a discovery and its page again.
+    """
+
+    name: str
+    stored: Sequence[StoredCircuit]
+    folder: Path
+    search: str
+    commands: Commands
+
+
+def shelf_of_run(run: Run) -> Shelf:
+    """What a run has stored."""
+    return Shelf(
+        run.name,
+        stored_circuits(run),
+        run.path / "report",
+        shlex.join(["interp", "circuit", run.name]),
+        lambda main: _commands(run.name, main, [run.name], _store(run)),
+    )
+
+
+def holds_circuits(folder: Path) -> bool:
+    """Whether a folder has discoveries in it, as `interp circuit MODEL -o FOLDER` leaves them."""
+    return folder.is_dir() and any(folder.glob(f"{CIRCUIT}*.json"))
+
+
+def shelf_of_folder(folder: Path) -> Shelf:
+    """What `interp circuit MODEL --pairs FILE -o FOLDER` left there.
+
+    Raises:
+        StoreError: for a file that is damaged, or newer than this program.
+    """
+    found = [_read(path) for path in sorted(folder.glob(f"{CIRCUIT}*.json"))]
+    found = sorted(found, key=lambda one: (one.step, one.saved, one.key))
+    models = [(one.data.get("circuit") or {}).get("provenance", {}).get("model") for one in found]
+    name = next((str(one) for one in reversed(models) if one), folder.name)
+
+    def commands(main: StoredCircuit) -> list[tuple[str, str]]:
+        pairs = f"path/to/{main.request.get('pairs', 'pairs.jsonl')}"
+        more = ["--bos"] if main.request.get("bos") else []
+        out = ["-o", folder.name]
+        words = [f"path/to/{name}", "--pairs", pairs, *more, *out]
+        return _commands(folder.name, main, words, [])
+
+    return Shelf(name, found, folder, "interp circuit path/to/model --pairs pairs.jsonl", commands)
+
+
+def _read(path: Path) -> StoredCircuit:
+    body = read_sealed(path, newest=FORMAT, limit=MAX_BYTES)
+    kinds = {"step": int, "checkpoint": str, "saved": str, "request": dict, "discovery": dict}
+    given = {name: of_type(body, name, kind, str(path)) for name, kind in kinds.items()}
+    return StoredCircuit(key=path.stem, data=given.pop("discovery"), **given)
+
+
+def stored_circuit(shelf: Shelf, step: int | None, by_position: bool | None = None) -> StoredCircuit:
     """The newest stored discovery, of one step or of the latest that has one.
 
     Where the same was also searched with whole searches on resampled prompts, that one is taken: it says how stable the
@@ -30,35 +97,36 @@ def stored_circuit(run: Run, step: int | None, by_position: bool | None = None) 
     Raises:
         UsageError: if there is none; the message names the command that makes one.
     """
-    found = newest_circuit(run, step, by_position)
-    if found is not None:
-        alike = [
-            one
-            for one in stored_circuits(run)
-            if one.step == found.step and _asked(one.request) == _asked(found.request)
-        ]
-        return next((one for one in reversed(alike) if one.complete), found)
+    fit = [one for one in shelf.stored if step in (None, one.step) and by_position in (None, one.by_position)]
+    if fit:
+        alike = [one for one in fit if one.step == fit[-1].step and _asked(one.request) == _asked(fit[-1].request)]
+        return next((one for one in reversed(alike) if one.complete), fit[-1])
     where, more = ("", "") if step is None else (f" at step {step}", f" --checkpoints {step}")
     if by_position is not None:
         where, more = f"{where} {'with' if by_position else 'without'} positions", more + " --positions" * by_position
-    raise UsageError(f"{run.name}{where}: no circuit is stored; run `interp circuit {run.name}{more}` first")
+    raise UsageError(f"{shelf.name}{where}: no circuit is stored; run `{shelf.search}{more}` first")
 
 
-def write_circuit_page(run: Run, main: StoredCircuit, folder: Path) -> dict[str, Path]:
+def write_circuit_page(shelf: Shelf, main: StoredCircuit, folder: Path | None = None) -> dict[str, Path]:
     """Write circuit.html, and circuit.json where there is a circuit; equal discoveries give equal bytes."""
-    found = main.discovery
-    series = [(one.step, one.discovery) for one in fellows(stored_circuits(run), main)]
+    found, folder = main.discovery, folder or shelf.folder
+    series = [(one.step, one.discovery) for one in fellows(shelf.stored, main)]
     story = trajectory([step for step, _ in series], [one for _, one in series]) if len(series) > 1 else None
     origin = [("Checkpoint", main.checkpoint), ("Analysis", main.key)]
-    around = Background(series, story, commands(run, main), origin)
+    around = Background(series, story, shelf.commands(main), origin)
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    replace(folder / PAGE, render_circuit_page(found, run.name, main.step, around).encode("utf-8"))
+    replace(folder / PAGE, render_circuit_page(found, shelf.name, step_of(main), around).encode("utf-8"))
     files = {"html": folder / PAGE}
     if found.circuit is not None:
-        write_circuit(folder / CIRCUIT, found.circuit.circuit())
-        files["json"] = folder / CIRCUIT
+        write_circuit(folder / FILE, found.circuit)
+        files["json"] = folder / FILE
     return files
+
+
+def step_of(main: StoredCircuit) -> int | None:
+    """The checkpoint; None for a model that has no steps."""
+    return None if main.step < 0 else main.step
 
 
 def fellows(stored: Sequence[StoredCircuit], main: StoredCircuit) -> list[StoredCircuit]:
@@ -81,17 +149,23 @@ def _asked(request: dict[str, Any]) -> tuple[Any, ...]:
     settings = request.get("settings", {})
     chosen = tuple(settings.get(name) for name in ("method", "target", "seed"))
     prompts = tuple(sorted((request.get("prompts") or {}).items()))
-    return (prompts, request.get("ablation"), request.get("by_position"), *chosen)
+    return (prompts, *(request.get(name) for name in ("pairs", "bos", "ablation", "by_position")), *chosen)
 
 
 def _halves(one: StoredCircuit) -> bool:
     return one.data.get("split_half") is not None
 
 
-def commands(run: Run, main: StoredCircuit) -> list[tuple[str, str]]:
+def _store(run: Run) -> list[str]:
+    store = run.path.parent
+    return [] if store.name == "runs" else ["--store", store.name]
+
+
+def _commands(name: str, main: StoredCircuit, model: list[str], where: list[str]) -> list[tuple[str, str]]:
     """(purpose, line) of the commands that search the circuit again and write this page."""
-    request, words = main.request, ["interp", "circuit", run.name]
-    words += ["--checkpoints", str(main.step) if main.complete else "all"]
+    request, words = main.request, ["interp", "circuit", *model]
+    if main.step >= 0:
+        words += ["--checkpoints", str(main.step) if main.complete else "all"]
     usual = {name: one.default for name, one in inspect.signature(circuit).parameters.items()}
     prompts, settings = request.get("prompts") or {}, request.get("settings") or {}
     words += _options(prompts, usual, ("length", "n", "family"))
@@ -101,13 +175,11 @@ def commands(run: Run, main: StoredCircuit) -> list[tuple[str, str]]:
         words += ["--ablation", str(request["ablation"])]
     more = ("controls", "reruns") if main.complete else ()
     words += _options(settings, usual, ("method", "target", "seconds", "seed", *more))
-    store = run.path.parent
-    where = [] if store.name == "runs" else ["--store", store.name]
     which = "--positions" if main.by_position else "--no-positions"
-    page = ["interp", "report", "circuit", run.name, "--checkpoint", str(main.step), which, *where]
+    page = ["interp", "report", "circuit", name, *(["--checkpoint", str(main.step)] if main.step >= 0 else []), which]
     return [
         ("search the circuit again", shlex.join([*words, *where])),
-        ("write this page", shlex.join(page)),
+        ("write this page", shlex.join([*page, *where])),
     ]
 
 

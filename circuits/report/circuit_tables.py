@@ -44,7 +44,7 @@ def keys(found: "DiscoveryFile") -> list[Key]:
     share = found.n_kept / max(1, found.n_live)
     best = Key("Best matched control", DASH, "no matched control could be made")
     if control is not None:
-        best = Key("Best matched control", _share(control.largest), f"of {control.n} random circuits of the same kinds")
+        best = Key("Best matched control", _share(control.largest), f"of {control.n} {control.what}")
     return [
         Key("Metric kept", _share(one.retained.value), f"{_range(one.retained)}, {sample(one.retained.n)} sequences"),
         Key("Edges", count(found.n_kept), f"{_share(share)} of {count(found.n_live)} live ones"),

@@ -15,11 +15,12 @@ from circuits.find import Settings
 from circuits.interchange.export import circuit_of_path
 from circuits.outputs import CircuitReportOutput
 from circuits.report.circuit_page import MOST_DRAWINGS, Background, chosen, render_circuit_page
-from circuits.report.circuit_stored import commands, fellows, stored_circuit
+from circuits.report.circuit_stored import fellows, shelf_of_run, stored_circuit
 from circuits.stored import StoredCircuit, discovery_payload, stored_circuits
 from circuits.trajectory import trajectory
 from interp.cli import main
 from interp.config import RunConfig
+from interp.jsonfile import write_sealed
 from interp.run import Store
 from tests.security.test_report_injection import PAYLOADS
 from tests.unit.small_circuits import circuit, discovery, placed, provenance, same
@@ -188,6 +189,26 @@ def test_the_command_writes_page_and_circuit_from_what_is_stored(tmp_path, capsy
     assert json.loads(capsys.readouterr().out)["step"] == 64
 
 
+def test_a_folder_of_a_model_that_is_no_run_has_a_page_too(tmp_path, capsys):
+    request = {"pairs": "ioi.jsonl", "bos": True, "ablation": "resample", "by_position": False, "settings": SETTINGS}
+    one = circuit(edges={"embed->M0": 1.0}, provenance=provenance(model="gpt2", step=None))
+    folder = tmp_path / "found"
+    folder.mkdir()
+    write_sealed(folder / "circuit-00.json", discovery_payload(-1, "cd" * 32, request, discovery(one)))
+    assert main(["report", "circuit", str(folder), "--json"]) == 0
+    value = json.loads(capsys.readouterr().out)
+    jsonschema.validate(value, CircuitReportOutput.model_json_schema())
+    assert (value["run"], value["step"]) == ("gpt2", None)
+    words = " ".join(Tags((folder / "circuit.html").read_text()).words)
+    assert "Circuit discovery \u00b7 gpt2" in words
+    assert "interp circuit path/to/gpt2 --pairs path/to/ioi.jsonl --bos -o found" in words
+    assert "interp report circuit found --no-positions" in words
+    damaged = (folder / "circuit-00.json").read_text().replace("0.97", "0.98")
+    (folder / "circuit-00.json").write_text(damaged)
+    assert main(["report", "circuit", str(folder)]) == 1
+    assert "check sum" in capsys.readouterr().err
+
+
 def test_where_nothing_is_stored_the_command_that_helps_is_named(tmp_path, capsys):
     keep(Store(tmp_path))
     for more, says in (
@@ -204,8 +225,8 @@ def test_of_one_step_the_search_that_says_how_stable_it_is_makes_the_page(tmp_pa
     light = {**REQUEST, "settings": {**SETTINGS, "reruns": 0, "controls": 20}}
     keep(Store(tmp_path), (64, discovery(EARLY), REQUEST), (64, discovery(LATE), light), (8, discovery(LATE), light))
     run = Store(tmp_path).run("poly1")
-    assert stored_circuit(run, None).data["n_kept"] == EARLY.n_kept
-    assert stored_circuit(run, 8).data["n_kept"] == LATE.n_kept
+    assert stored_circuit(shelf_of_run(run), None).data["n_kept"] == EARLY.n_kept
+    assert stored_circuit(shelf_of_run(run), 8).data["n_kept"] == LATE.n_kept
 
 
 def test_only_discoveries_that_were_asked_for_in_the_same_way_stand_together(tmp_path):
@@ -240,7 +261,7 @@ def test_the_commands_ask_for_the_same_again_with_options_that_exist(changes, li
 
     run = Store(tmp_path / "kept").create("poly1", RunConfig(task="parity"))
     stored = StoredCircuit(64, "circuit-a", "ab" * 32, "2026", {**REQUEST, **changes}, {})
-    (_, search), (_, again) = commands(run, stored)
+    (_, search), (_, again) = shelf_of_run(run).commands(stored)
     assert search == line.replace("STORE", "kept")
     which = "--positions" if changes.get("by_position") else "--no-positions"
     assert again == f"interp report circuit poly1 --checkpoint 64 {which} --store kept"
