@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from circuits.interchange.hf_folder import ARCHITECTURES, Expressed, expressed, write_weights
 from circuits.interchange.hf_parts import rotary_base
 from circuits.interchange.hf_run import export_model
+from interp.adapters.opening import open_model
 from interp.decoder import Decoder, Rotary, decoder_of, forward
 from interp.run import Store
 from tests.unit.small_decoders import grouped, parallel
@@ -91,6 +92,16 @@ def test_shared_keys_and_parallel_blocks_have_their_architecture(name, change, s
     config = {"architectures": [name], "model_type": architecture.model_type, **architecture.config(decoder)}
     write_weights(tmp_path, Expressed(name, config, architecture.tensors(decoder), {}))
     require_equal(tmp_path, decoder)
+
+
+@pytest.mark.parametrize("name", ["GPT2LMHeadModel", "GPTNeoXForCausalLM", "LlamaForCausalLM"])
+def test_our_own_door_opens_the_folder_as_the_same_model(name, tmp_path):
+    model = random_model(**{"n_heads": 2, "d_model": 8, "n_layers": 2, **EXPRESSED[name][0]}).float()
+    write_weights(tmp_path, expressed(model))
+    opened = open_model(tmp_path).decoder.to(torch.float64)
+    tokens = torch.randint(7, (3, 9), generator=torch.Generator().manual_seed(0))
+    exact = forward(decoder_of(model).to(torch.float64), tokens)
+    assert float((forward(opened, tokens) - exact).abs().max()) <= 1e-6 * float(exact.abs().max())
 
 
 @pytest.mark.parametrize("reason", LACKING)
