@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Float
 
-from circuits.report.canvas.encode import frame_bytes, grid_data, kept_keys, packed, thinned
+from circuits.report.canvas.encode import frame_bytes, frame_note, grid_data, kept_keys, packed, thinned
 from dashboards.data import Followed
 from interp.run import Run
 from probes.patterns_store import PatternIndex, read_patterns
@@ -64,20 +64,11 @@ def grid_message(run: Run, index: PatternIndex, prompt: int, findings: Findings,
         steps=steps,
         roles=findings.roles,
         emerged=findings.emerged,
+        note=frame_note(top, len(steps), len(index.steps)),
     )
     by = "head" if len(one.tokens) ** 2 <= EXACT_CELLS else "cell"
-    more = {"id": grid, "stamp": stamp_of(index, prompt, findings), "note": _note(index, steps, top), "exact_by": by}
+    more = {"id": grid, "stamp": stamp_of(index, prompt, findings), "exact_by": by}
     return packed({**data, **more})
-
-
-def _note(index: PatternIndex, steps: list[int], top: int) -> str:
-    """What is left out of the picture, in words."""
-    words = ["8 bits of the square root, within 0.004; the exact value stands beside it."]
-    if top:
-        words.append(f"Only the {top} strongest keys of each query are drawn.")
-    if len(steps) < len(index.steps):
-        words.append(f"{len(steps)} of {len(index.steps)} checkpoints, evenly chosen.")
-    return " ".join(words)
 
 
 def exact_head(

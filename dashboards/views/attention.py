@@ -43,16 +43,16 @@ def render(page: Page) -> None:
         return
     prompts = index.record.prompts
     page.header(n="1 held-out sequence")
+    found = roles(page.run)
     with st.container(horizontal=True, vertical_alignment="bottom"):
         example = page.pick(
             "example", "Sequence", range(len(prompts)), page.number("example", 0, len(prompts) - 1),
             show=lambda place: f"{prompts[place].label}: {' '.join(prompts[place].tokens)}"[:90],
         )  # fmt: skip
         second = page.pick("beside", "Second view", ["none", "circuitsvis"], widget="segments")
-        download(page.run, example)
+        download(page.run, example, found)
     if index.missing:
         late(page, page.run, index)
-    found = roles(page.run)
     draw(page, page.run, index, example, found)
     if second == "circuitsvis":
         beside(page, page.run, index, example, found)
@@ -103,11 +103,11 @@ def beside(page: Page, run: Run, index: PatternIndex, example: int, found: Findi
         draw_circuitsvis(list(index.record.prompts[example].tokens), pattern, f"L{layer}.H{head}")
 
 
-def download(run: Run, example: int) -> None:
+def download(run: Run, example: int, found: Findings) -> None:
     """The grid as one offline file."""
     st.download_button(
         "Download",
-        data=lambda: offline_grid(run, sequence=example).html(),
+        data=lambda: offline_grid(run, sequence=example, roles=found.roles, emerged=found.emerged).html(),
         file_name=f"{run.name}-attention.html",
         mime="text/html",
         icon=":material/download:",

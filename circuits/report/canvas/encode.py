@@ -72,6 +72,16 @@ def thinned(count: int, frame: int, budget: int) -> list[int]:
     return sorted({round(place * (count - 1) / max(keep - 1, 1)) for place in range(min(keep, count))})
 
 
+def frame_note(top: int, shown: int, stored: int) -> str:
+    """What a picture leaves out, in words: its precision, keys that are not drawn, checkpoints that are not shown."""
+    words = ["8 bits of the square root, within 0.004 of the model's values."]
+    if top:
+        words.append(f"Only the {top} strongest keys of each query are drawn.")
+    if shown < stored:
+        words.append(f"{shown} of {stored} checkpoints, evenly chosen.")
+    return " ".join(words)
+
+
 def grid_data(
     examples: list[dict[str, Any]],
     *,
@@ -80,6 +90,7 @@ def grid_data(
     steps: list[int],
     roles: dict[str, str] | None = None,
     emerged: int | None = None,
+    note: str = "",
 ) -> dict[str, Any]:
     """What `AttnGrid.mount` takes as its data.
 
@@ -88,6 +99,7 @@ def grid_data(
             text from `encode_pattern` per step) and, if known, `targets` {role: [[query, key], ...]}.
         roles: head -> role, as {"L1.H0": "reading"}, written beside the head's name.
         emerged: the step that is marked on the slider.
+        note: a line under the picture, such as `frame_note`.
     """
     return {
         "n_layers": n_layers,
@@ -96,6 +108,7 @@ def grid_data(
         "examples": examples,
         "roles": roles or {},
         "emerged": emerged,
+        "note": note,
     }
 
 

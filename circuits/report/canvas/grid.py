@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from circuits.report.canvas.encode import encode_pattern, grid_data, inline_json, kept_keys, sparse_text, thinned
+from circuits.report.canvas.encode import (
+    encode_pattern,
+    frame_note,
+    grid_data,
+    inline_json,
+    kept_keys,
+    sparse_text,
+    thinned,
+)
 from circuits.report.canvas.sources import grid_script, grid_style
 from circuits.report.html import policy
 from interp.errors import UsageError
@@ -102,7 +110,8 @@ def grid_of_patterns(
         raise UsageError(str(error)) from None
     shown = [known[place] for place in places]
     _, layers, heads, *_ = values.shape
-    data = grid_data([example], n_layers=layers, n_heads=heads, steps=shown, roles=roles, emerged=emerged)
+    note = frame_note(top, len(shown), len(known))
+    data = grid_data([example], n_layers=layers, n_heads=heads, steps=shown, roles=roles, emerged=emerged, note=note)
     return AttentionGrid(title, data)
 
 
