@@ -99,6 +99,8 @@ def of_path(
         raise UsageError(
             f"{path}: a model that is no run of ours needs prompt pairs: --pairs FILE.jsonl (or a MIB .csv)"
         )
+    if not pairs_file.is_file():
+        raise UsageError(f"{pairs_file}: no such file of prompt pairs; --pairs takes JSON lines or a MIB .csv")
     opened = open_model(path, step=step)
     d_vocab = len(opened.decoder.W_E)
     tokenizer = None

@@ -141,9 +141,7 @@ def test_removal_and_confirmation_keep_to_the_budget(monkeypatch):
     few, all_of_them = (replace_settings(method="eap", removals=40, seconds=seconds) for seconds in (4.0, 400.0))
     found = find_circuit(problem, few, look_for_interactions=False)
     assert any("with 4 runs of circuits, 40 asked for" in note for note in found.notes)
-    whole = find_circuit(
-        problem, replace_settings(method="eap", removals=40, seconds=400.0), look_for_interactions=False
-    )
+    whole = find_circuit(problem, all_of_them, look_for_interactions=False)
     assert not whole.notes and int(whole.kept.sum()) <= int(found.kept.sum())
 
 

@@ -1,0 +1,168 @@
+"""Discoveries through training are stored by content, go on where they stopped, and do not depend on processes."""
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from circuits import through_training
+from circuits.find import Settings
+from circuits.stored import newest_circuit, newest_trajectory, read_circuit, stored_circuits
+from circuits.subject import Prompts
+from circuits.through_training import Request, discover_all, discover_at, follow, key_of, light
+from interp.errors import Interrupted, StoreError
+from interp.run import Run
+from tests.unit.runs_with_circuits import LAST, run_with_circuit
+
+STEPS = [0, 5, LAST]
+QUICK = Settings(method="exact", reruns=0, controls=5, removals=40)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def run(tmp_path) -> Run:
+    return run_with_circuit(tmp_path, tuple(STEPS))
+
+
+def request(run: Run, step: int = LAST, **changes) -> Request:
+    given = Request(str(run.path.parent), run.name, step, Prompts(3, 64), "resample", False, QUICK.model_dump())
+    return replace(given, **changes)
+
+
+def without_times(found) -> dict:
+    return found.model_dump(exclude={"timing", "peak_mib"})
+
+
+def counted(monkeypatch) -> list[int]:
+    """Steps that are computed from now on, not read."""
+    seen, real = [], through_training.discover
+
+    def discover(subject, *given):
+        seen.append(subject.step)
+        return real(subject, *given)
+
+    monkeypatch.setattr(through_training, "discover", discover)
+    return seen
+
+
+def test_what_is_stored_equals_what_is_computed_again(run, monkeypatch):
+    seen = counted(monkeypatch)
+    first = discover_at(request(run))
+    stored = discover_at(request(run))
+    fresh = discover_at(request(run, fresh=True))
+    assert seen == [LAST, LAST], "the second call reads"
+    assert stored == first and without_times(fresh) == without_times(first)
+    assert first.verdict in ("circuit", "candidate") and {"L0.H0", "L1.H0"} <= set(first.nodes)
+
+
+def test_other_prompts_settings_weights_and_code_have_other_keys(run, monkeypatch):
+    one = request(run)
+    others = [
+        replace(one, prompts=Prompts(4, 64)),
+        replace(one, ablation="mean"),
+        replace(one, by_position=True),
+        replace(one, settings=QUICK.model_copy(update={"seed": 1}).model_dump()),
+        replace(one, step=0),
+    ]
+    keys = [key_of(run, each) for each in (one, *others)]
+    monkeypatch.setattr(through_training, "source_hash", lambda: "edited")
+    keys.append(key_of(run, one))
+    assert len(set(keys)) == 7
+    assert key_of(run, replace(one, fresh=True)) == keys[-1], "asking for it anew is no other result"
+
+
+def test_a_stopped_call_goes_on_where_it_was(run, monkeypatch):
+    requests, real = [request(run, step) for step in STEPS], through_training.discover
+
+    def stopped(subject, *given):
+        if subject.step == LAST:
+            raise KeyboardInterrupt
+        return real(subject, *given)
+
+    monkeypatch.setattr(through_training, "discover", stopped)
+    with pytest.raises(Interrupted, match="goes on after the checkpoints that are done"):
+        discover_all(discover_at, requests, 1, lambda done, of: None)
+    monkeypatch.setattr(through_training, "discover", real)
+    seen, told = counted(monkeypatch), []
+    found = discover_all(discover_at, requests, 1, lambda done, of: told.append((done, of)))
+    assert seen == [LAST] and told == [(1, 3), (2, 3), (3, 3)]
+    assert [one.verdict == "no behaviour to explain" for one in found] == [True, False, False]
+
+
+def test_following_a_run_stores_its_circuits_and_their_story(run):
+    found, story = follow(run, STEPS, request(run), 1, lambda done, of: None)
+    assert [point.step for point in story.points] == STEPS and len(found) == 3
+    assert story.points[2].overlap == 1.0, "the same weights give the same circuit"
+    assert newest_trajectory(run) == story
+    stored = stored_circuits(run)
+    assert [one.step for one in stored] == STEPS and [one.discovery for one in stored] == found
+    assert stored[0].request["settings"] == light(QUICK).model_dump() and not stored[0].complete
+    assert story.points[1].split_half is not None
+
+
+def test_the_newest_circuit_of_a_step_is_the_one_computed_last(run):
+    assert newest_circuit(run) is None and newest_trajectory(run) is None and stored_circuits(run) == []
+    discover_at(request(run))
+    discover_at(request(run, settings=QUICK.model_copy(update={"seed": 3}).model_dump()))
+    newest = newest_circuit(run, LAST)
+    assert newest.request["settings"]["seed"] == 3 and newest.data["verdict"] == newest.discovery.verdict
+    assert newest_circuit(run, 0) is None and newest_circuit(run, by_position=True) is None
+
+
+def test_a_damaged_or_newer_result_is_refused_by_name(run):
+    discover_at(request(run))
+    (key,) = (key for key in run.analyses() if key.startswith("circuit-"))
+    payload = run.analysis(key)
+    run.write_analysis(key, {**payload, "step": "nine"})
+    with pytest.raises(StoreError, match="step: expected int"):
+        read_circuit(run, key)
+    run.write_analysis(key, {**payload, "format": 2})
+    with pytest.raises(StoreError, match="this program reads 1"):
+        read_circuit(run, key)
+
+
+def test_a_list_of_what_is_stored_needs_no_torch():
+    code = "import sys; from circuits.stored import stored_circuits; assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_does(run, tmp_path):
+    other = run_with_circuit(tmp_path / "other", tuple(STEPS))
+    alone, _ = follow(run, STEPS, request(run), 1, lambda done, of: None)
+    shared, _ = follow(other, STEPS, request(other), 2, lambda done, of: None)
+    assert [without_times(one) for one in shared] == [without_times(one) for one in alone]
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_every_process_with_exit_code_130(run):
+    line = ["circuit", "solved", "--store", str(run.path.parent), "--checkpoints", "all", "--workers", "2"]
+    code = f"""
+import multiprocessing, os, signal, sys, threading
+def interrupt():
+    while len(multiprocessing.active_children()) < 2:
+        threading.Event().wait(0.05)
+    os.killpg(0, signal.SIGINT)
+threading.Thread(target=interrupt, daemon=True).start()
+from interp.cli import main
+code = main({line!r})
+print(len(multiprocessing.active_children()), file=sys.stderr)
+os._exit(code)
+"""
+    started = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, stderr=subprocess.PIPE, text=True)
+    _, err = started.communicate(timeout=300)
+    assert started.returncode == 130, err
+    assert err.strip().splitlines()[-1] == "0"
+    with pytest.raises(ProcessLookupError):
+        os.killpg(started.pid, signal.SIGKILL)  # nobody is left in its group
