@@ -102,6 +102,10 @@ def _ordered(items: Any = ()) -> dict:
     return _into({}, items)
 
 
+def _device(kind: Any, *index: Any) -> str:
+    return str(kind) if isinstance(kind, str) else "unknown"
+
+
 def _size(values: Any) -> tuple[int, ...]:
     return _whole(values)
 
@@ -111,6 +115,7 @@ BUILT = {
     "torch._utils _rebuild_parameter": _parameter,
     "collections OrderedDict": _ordered,
     "torch Size": _size,
+    "torch device": _device,
 }
 DTYPE_NAMES = {f"torch {name}": name for name in ("float64", "float32", "float16", "bfloat16", "int64", "bool")}
 

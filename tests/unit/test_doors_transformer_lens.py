@@ -71,6 +71,7 @@ def test_every_way_to_keep_the_configuration_gives_the_same_model(tmp_path):
     _, weights, config = lens_model("gpt2")
     expected = forward(open_model(saved(tmp_path, weights, config)).decoder, some_tokens())
     wrapped = {"model": weights, "config": {**config, "dtype": torch.float32}, "losses": [3.0, 2.0]}
+    wrapped["config"]["device"] = torch.device("cpu")
     compiled = {f"_orig_mod.{key}": value for key, value in weights.items()}
     for kind, content, place in [
         ("in the file", wrapped, None),
