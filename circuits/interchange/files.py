@@ -8,6 +8,7 @@ from interp.errors import StoreError
 from interp.files import disk_errors, read_bytes, replace
 
 MAX_BYTES = 256 << 20  # the edges of a large model as JSON
+MAX_VALUES = 12_000_000  # which keeps what a file becomes in memory within a few GB
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -17,6 +18,8 @@ def read_object(path: Path) -> dict[str, Any]:
         StoreError: for a file that is missing, too large, or no JSON object.
     """
     data = read_bytes(path, MAX_BYTES)
+    if sum(data.count(mark) for mark in (b",", b"[", b"{")) > MAX_VALUES:
+        raise StoreError(f"{path}: more than {MAX_VALUES:,} values; no circuit that can be read has so many")
     try:
         body = json.loads(data.decode("utf-8"), parse_constant=_constant)
     except (ValueError, RecursionError) as error:

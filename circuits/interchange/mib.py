@@ -15,6 +15,7 @@ from interp.errors import NotExpressible, StoreError
 SHARED = "n_key_value_heads"  # our addition to cfg, which EAP-IG keeps and does not read
 POOLED = "positions were pooled: an edge is kept where it is at any position, and its scores add up"
 BESIDE = "live edges, frequencies, intervals and provenance stand under the key interp, which others do not read"
+MAX_PAIRS = 6_000_000  # of a source and a destination; 32 layers of 32 heads have 3.3 million
 SPLIT = "keys and values that heads share are written once for each head, with an equal part of the score"
 
 
@@ -95,9 +96,9 @@ def empty_graph(cfg: dict[str, Any], where: str) -> MibGraph:
         if type(cfg.get(key)) is not kind:
             raise StoreError(f"{where}: cfg.{key}: expected {kind.__name__}, found {cfg.get(key)!r:.40}")
     layers, heads = cfg["n_layers"], cfg["n_heads"]
-    if not (1 <= layers <= 1000 and 1 <= heads <= 1000 and layers * heads <= 5000):
-        raise StoreError(f"{where}: cfg: {layers} layers of {heads} heads is no model that can be read")
     size = (1 + layers * (heads + 1), layers * (3 * heads + 1) + 1)
+    if min(layers, heads) < 1 or size[0] * size[1] > MAX_PAIRS:
+        raise StoreError(f"{where}: cfg: {layers} layers of {heads} heads; at most {MAX_PAIRS:,} pairs are handled")
     graph = MibGraph(cfg, torch.zeros(size), *(torch.zeros(size, dtype=torch.bool) for _ in range(2)))
     _, rows, columns = zip(*graph.edges(), strict=True)
     graph.real[list(rows), list(columns)] = True

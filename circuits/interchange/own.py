@@ -11,6 +11,7 @@ from interp.errors import StoreError
 from interp.jsonfile import digest_of
 
 FORMAT = 1
+MAX_NODES, MAX_ENTRIES = 20_000, 500_000_000  # heads and MLPs; entries of the mask of a circuit
 KEY = "interp"  # under which our own record travels in files of other formats
 
 
@@ -28,7 +29,7 @@ def circuit_of_record(record: Any, where: str) -> Circuit:
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         found = record.get("format") if isinstance(record, dict) else record
         raise StoreError(f"{where}: {KEY}: format {found!r:.20}, this program reads {FORMAT}; update it")
-    return validated(CircuitFile, record.get("circuit"), f"{where}: {KEY}.circuit").circuit()
+    return _circuit(record.get("circuit"), f"{where}: {KEY}.circuit")
 
 
 def circuit_of_json(body: dict[str, Any], where: str) -> Circuit | None:
@@ -50,7 +51,23 @@ def circuit_of_json(body: dict[str, Any], where: str) -> Circuit | None:
         body = body["circuit"]
     if not {"shape", "edges", "provenance"} <= set(body):
         return None
-    return validated(CircuitFile, body, where).circuit()
+    return _circuit(body, where)
+
+
+def _circuit(body: Any, where: str) -> Circuit:
+    """The circuit of a file's body, as long as its masks fit into memory.
+
+    Raises:
+        ConfigError, UnknownName, UsageError: for one that does not fit this version, or itself.
+        StoreError: for a shape of impossible size.
+    """
+    file = validated(CircuitFile, body, where)
+    shape, n_pos = file.shape, file.n_pos or 1
+    lists = (shape.heads, shape.kv_heads, shape.mlp, shape.parallel)
+    nodes = sum(max(0, heads) for heads in shape.heads) + shape.n_layers
+    if len({len(one) for one in lists}) != 1 or nodes > MAX_NODES or 3 * nodes * nodes * n_pos * n_pos > MAX_ENTRIES:
+        raise StoreError(f"{where}: shape: no model that can be read: {nodes:,} heads and layers, {n_pos} positions")
+    return file.circuit()
 
 
 def write_circuit(path: Path, circuit: Circuit | CircuitFile) -> None:

@@ -124,6 +124,23 @@ def test_a_circuit_of_a_large_model_is_written_and_read(tmp_path):
     assert same(circuit_of_path(tmp_path / "circuit.json")[0], one)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"heads": [10**9, 2]}, {"kv_heads": [1]}, {"heads": [3] * 10**5, "kv_heads": [3] * 10**5}],
+    ids=["heads", "lengths", "layers"],
+)
+def test_a_shape_of_impossible_size_is_refused_before_it_fills_the_memory(changes, tmp_path):
+    body = FLAT.to_file().model_dump(mode="json")
+    body["shape"] |= changes
+    (tmp_path / "circuit.json").write_text(json.dumps(body))
+    with pytest.raises(StoreError, match=r"circuit\.json: shape: no model that can be read"):
+        circuit_of_path(tmp_path / "circuit.json")
+    body = FLAT.to_file().model_dump(mode="json")
+    (tmp_path / "circuit.json").write_text(json.dumps({**body, "n_pos": 10**6}))
+    with pytest.raises(StoreError, match="1000000 positions"):
+        circuit_of_path(tmp_path / "circuit.json")
+
+
 def test_edited_empty_and_unknown_files_are_refused(tmp_path):
     write_circuit(tmp_path / "edited.json", FLAT)
     text = (tmp_path / "edited.json").read_text()

@@ -180,7 +180,9 @@ def test_the_token_nan_is_a_missing_score(tmp_path):
     ("changes", "says"),
     [
         ({"cfg": {**CFG, "n_heads": "2"}}, "cfg.n_heads: expected int, found '2'"),
-        ({"cfg": {**CFG, "n_layers": 10**9}}, "no model that can be read"),
+        ({"cfg": {**CFG, "n_layers": 10**9}}, "at most 6,000,000 pairs are handled"),
+        ({"cfg": {**CFG, "n_layers": 100, "n_heads": 50}}, "100 layers of 50 heads"),
+        ({"cfg": {**CFG, "n_heads": 0}}, "1 layers of 0 heads"),
         ({"cfg": {key: CFG[key] for key in ("n_layers", "n_heads", "d_model")}}, "cfg.parallel_attn_mlp"),
         ({"edges": [1]}, "edges: expected dict, found list"),
         ({"edges": {"m0->a0.h0<q>": {"score": 1.0, "in_graph": True}}}, "unknown edge 'm0->a0.h0<q>'"),
