@@ -113,15 +113,15 @@ def test_mask_and_rotary_buffers_of_old_files_are_no_weights(tmp_path):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["neox", "llama with linear angles"])
+@pytest.mark.parametrize("name", ["neox sequential, all rotary, large eps", "llama with linear angles"])
 def test_rotary_settings_as_older_files_write_them_give_the_same_angles(tmp_path, name):
     hugging_face(*HUGGING_FACE[name]).save_pretrained(tmp_path)
     new = forward(open_model(tmp_path).decoder, some_tokens())
-    old = {"rotary_pct": 0.5, "rotary_emb_base": 100, "torch_dtype": "float16"}
-    old = old if name == "neox" else {"rope_theta": 100.0, "rope_scaling": {"type": "linear", "factor": 2.0}}
+    old = {"rotary_pct": 1.0, "rotary_emb_base": 100, "torch_dtype": "float16"}
+    old = old if name.startswith("neox") else {"rope_theta": 100.0, "rope_scaling": {"type": "linear", "factor": 2.0}}
     configured(tmp_path, rope_parameters=..., **old)
     assert torch.equal(forward(open_model(tmp_path).decoder, some_tokens()), new)
-    configured(tmp_path, **{key: ... for key in old})
+    configured(tmp_path, **{key: 50 for key in old if key in ("rotary_emb_base", "rope_theta")})
     assert not torch.equal(forward(open_model(tmp_path).decoder, some_tokens()), new)
 
 
