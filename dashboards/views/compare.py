@@ -52,21 +52,15 @@ def _curves(page: Page, sides: list[tuple[Run, int]]) -> None:
     """Held-out loss of both on one pair of axes, and accuracy by length of each."""
     rows: list[dict[str, Any]] = []
     last = max(1, *(row["step"] for run, _ in sides for row in [{"step": 1}, *cached.metrics(run)]))
-    for run, _ in sides:
+    for run in {run.name: run for run, _ in sides}.values():
         held_out = [row for row in data.loss_rows(cached.metrics(run)) if row["kind"] != "training batch"]
         rows += [{**row, "kind": run.name} for row in held_out]
     st.markdown("**Loss on held-out sequences** (mean over lengths)")
-    chart = charts.marked(charts.loss(rows, last), [step for _, step in sides], last=last)
-    st.altair_chart(chart, width="stretch", alt="Held-out loss of both runs", key="compare.loss")
-    for column, (run, step) in zip(st.columns(2), sides, strict=True):
+    charts.loss(rows, [step for _, step in sides], last, key="compare.loss")
+    for place, (column, (run, step)) in enumerate(zip(st.columns(2), sides, strict=True)):
         with column:
             st.markdown(f"**Accuracy by length: {plain(run.name)}**")
-            rows_of = data.accuracy_rows(cached.metrics(run))
-            chart = charts.marked(charts.accuracy(rows_of, last), [step], last=last)
-            place = sides.index((run, step))
-            st.altair_chart(
-                chart, width="stretch", alt=f"Accuracy of run {place + 1}", key=f"compare.accuracy.{column}"
-            )
+            charts.accuracy(data.accuracy_rows(cached.metrics(run)), [step], last, key=f"compare.accuracy.{place}")
 
 
 def _accuracy(sides: list[tuple[Run, int]]) -> None:

@@ -57,18 +57,14 @@ def _training(rows: list[dict[str, Any]], step: int | None, bracket: tuple[int, 
     left, right = st.columns(2)
     with left:
         st.markdown("**Loss**")
-        chart = charts.marked(charts.loss(data.loss_rows(rows), last), [step], bracket, last=last)
-        st.altair_chart(chart, width="stretch", alt="Loss over training steps", key="emergence.loss")
+        charts.loss(data.loss_rows(rows), [step], last, bracket, key="emergence.loss")
     with right:
         st.markdown("**Accuracy by length** (whole held-out sequences)")
-        accuracy = data.accuracy_rows(rows)
-        chart = charts.marked(charts.accuracy(accuracy, last), [step], bracket, last=last)
-        st.altair_chart(chart, width="stretch", alt="Accuracy by length over training steps", key="emergence.accuracy")
+        charts.accuracy(data.accuracy_rows(rows), [step], last, bracket, key="emergence.accuracy")
     tracked = data.tracked_rows(rows)
     if tracked:
         with st.expander("Scores followed while training (no null, no intervals)"):
-            chart = charts.marked(charts.tracked(tracked, last), [step], bracket, last=last)
-            st.altair_chart(chart, width="stretch", alt="Tracked scores over training steps", key="emergence.tracked")
+            charts.tracked(tracked, [step], last, bracket, key="emergence.tracked")
 
 
 def _no_detection(page: Page) -> None:
@@ -95,14 +91,12 @@ def _detector(page: Page, found: data.Followed, step: int | None, bracket: tuple
             f"Emerged at step {at}, the first of three passes in a row; the change fell between the checkpoints "
             f"{before} and {at} (shaded; the resolution of the checkpoints, no interval). {plain(found.emergence.note)}"
         )
-    strip = charts.marked(charts.verdicts(data.verdict_rows(found), last), [step], bracket, last=last, height=110)
-    st.altair_chart(strip, width="stretch", alt="Verdicts over training", key="emergence.verdicts")
+    charts.verdicts(data.verdict_rows(found), [step], last, bracket, key="emergence.verdicts")
     lengths = data.lengths_of(found)
     if lengths:
         length = page.pick("length", "Length of the sequences", lengths, lengths[-1])
-        scores = charts.marked(charts.scores(data.score_rows(found, length), last), [step], bracket, last=last)
         st.markdown(f"**Attention on the target at length {length}**, with 95 % intervals over sequences")
-        st.altair_chart(scores, width="stretch", alt="Detector scores over training", key="emergence.scores")
+        charts.scores(data.score_rows(found, length), [step], last, bracket, key="emergence.scores")
     _at(found, step)
 
 
