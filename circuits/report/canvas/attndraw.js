@@ -78,11 +78,12 @@ const AttnDraw = (() => {
     const [rows, columns] = [Math.ceil(queries / by), Math.ceil(keys / by)];
     if (by === 1) return image(matrix, keys, { q: 0, k: 0, rows, columns }, lastKey, table);
     const small = new Uint8Array(rows * columns);
+    const column = Uint16Array.from({ length: keys }, (_, k) => Math.floor(k / by));
     for (let q = 0; q < queries; q += 1) {
-      const row = Math.floor(q / by) * columns;
-      for (let k = 0; k <= lastKey(q); k += 1) {
-        const at = row + Math.floor(k / by);
-        if (matrix[q * keys + k] > small[at]) small[at] = matrix[q * keys + k];
+      const [row, from, end] = [Math.floor(q / by) * columns, q * keys, lastKey(q)];
+      for (let k = 0; k <= end; k += 1) {
+        const v = matrix[from + k];
+        if (v > small[row + column[k]]) small[row + column[k]] = v;
       }
     }
     const last = (row) => Math.floor(lastKey(Math.min(queries - 1, row * by + by - 1)) / by);

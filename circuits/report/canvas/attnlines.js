@@ -85,7 +85,8 @@ const AttnLines = (() => {
   function byDistance(matrix, queries, keys, lastKey) {
     const sums = new Float64Array(Math.max(queries, keys));
     for (let q = 0; q < queries; q += 1) {
-      for (let k = 0; k <= lastKey(q); k += 1) sums[Math.abs(q - k)] += AttnData.level(matrix[q * keys + k]);
+      const end = lastKey(q);
+      for (let k = 0; k <= end; k += 1) sums[Math.abs(q - k)] += AttnData.level(matrix[q * keys + k]);
     }
     return sums.map((sum) => sum / queries);
   }
