@@ -180,6 +180,7 @@ def demo(
     say(f"lowest held-out sequence accuracy over lengths: {result.accuracy:.4f}; CPU time: {spent}")
     say(f"open {result.files['html']}")
     say(f"check it: interp report verify {result.files['json']} --rerun")
+    say(f"explore it: interp dash {name}" + ("" if str(store) == "runs" else f" --store {store}"))
     if result.verdict != "iteration head":
         say("This seed gave no iteration head here: success is a property of the seed.")
         say(f"next: interp demo --seed {seed + 1} --name {name}-{seed + 1}")

@@ -72,12 +72,12 @@ def _described(chart: alt.Chart | alt.LayerChart, last: int, bracket: Bracket, h
     layers: list[Any] = [chart]
     if bracket is not None:
         band = alt.Chart(alt.Data(values=[{"step": bracket[0], "to": bracket[1]}]))
-        layers.insert(0, band.mark_rect(opacity=0.18, color=OKABE_ITO[5]).encode(x=_steps(last), x2="to:Q"))
+        layers.insert(0, band.mark_rect(opacity=0.18, color=OKABE_ITO[5]).encode(x=steps_axis(last), x2="to:Q"))
     rule = alt.Chart(alt.NamedData("mark")).mark_rule(strokeDash=[4, 3], opacity=0.8, color="#888888")
-    return alt.layer(*layers, rule.encode(x=_steps(last))).properties(height=height).to_dict(validate=False)
+    return alt.layer(*layers, rule.encode(x=steps_axis(last))).properties(height=height).to_dict(validate=False)
 
 
-def _steps(last: int, first: int = 64) -> alt.X:
+def steps_axis(last: int, first: int = 64) -> alt.X:
     """Training steps, logarithmic above the first checkpoint and linear below it, so that step 0 has a place."""
     bend = max(1, min(first, last // 16))
     scale = alt.Scale(type="symlog", constant=bend, domain=[0, max(last, 1)], nice=False)
@@ -99,7 +99,7 @@ def _loss(last: int, low: float, high: float, bracket: Bracket) -> dict[str, Any
     colour = alt.Color("kind:N", title=None, scale=alt.Scale(range=OKABE_ITO[:2]), legend=alt.Legend(**LEGEND))
     tip = ["step:Q", alt.Tooltip("loss:Q", format=".4f"), "kind:N"]
     y = alt.Y("loss:Q", title="loss", scale=alt.Scale(domain=[low, high], nice=True, zero=False))
-    line = _rows().mark_line(strokeWidth=1.6).encode(x=_steps(last), y=y, color=colour, tooltip=tip)
+    line = _rows().mark_line(strokeWidth=1.6).encode(x=steps_axis(last), y=y, color=colour, tooltip=tip)
     return _described(line, last, bracket)
 
 
@@ -109,7 +109,7 @@ def _accuracy(last: int, lengths: tuple[int, ...], bracket: Bracket) -> dict[str
     y = alt.Y("length:O", title="length", scale=alt.Scale(domain=list(lengths)))
     tip = ["step:Q", "length:O", alt.Tooltip("accuracy:Q", **THREE)]
     cells = _rows().mark_rect(strokeWidth=1)
-    cells = cells.encode(x=_steps(last), x2="until:Q", y=y, color=colour, stroke=colour, tooltip=tip)
+    cells = cells.encode(x=steps_axis(last), x2="until:Q", y=y, color=colour, stroke=colour, tooltip=tip)
     return _described(cells, last, bracket)
 
 
@@ -118,14 +118,16 @@ def _tracked(last: int, bracket: Bracket) -> dict[str, Any]:
     colour = alt.Color("score:N", title=None, scale=alt.Scale(range=OKABE_ITO), legend=alt.Legend(**LEGEND))
     tip = ["step:Q", "score:N", alt.Tooltip("value:Q", **THREE)]
     line = _rows().mark_line(strokeWidth=1.6)
-    return _described(line.encode(x=_steps(last), y=_share("value", "score"), color=colour, tooltip=tip), last, bracket)
+    return _described(
+        line.encode(x=steps_axis(last), y=_share("value", "score"), color=colour, tooltip=tip), last, bracket
+    )
 
 
 @lru_cache(maxsize=64)
 def _scores(last: int, bracket: Bracket) -> dict[str, Any]:
     colour = alt.Color("head:N", title="head", scale=alt.Scale(range=OKABE_ITO), legend=alt.Legend(**LEGEND))
     dash = alt.StrokeDash("role:N", title="role", legend=alt.Legend(**LEGEND))
-    x, y = _steps(last), _share("mass", "attention on target")
+    x, y = steps_axis(last), _share("mass", "attention on target")
     bars = _rows().mark_errorbar(ticks=True, opacity=0.7)
     bars = bars.encode(x=x, y=alt.Y("low:Q", title=""), y2="high:Q", color=colour)
     line = _rows().mark_line().encode(x=x, y=y, color=colour, strokeDash=dash)
@@ -145,7 +147,7 @@ def _verdicts(last: int, shown: tuple[str, ...], bracket: Bracket) -> dict[str, 
     tip = ["step:Q", "verdict:N", alt.Tooltip("p_value:Q", format=".3g"), "clock:N", "reading:N", "interchange:Q"]
     marks = _rows().mark_point(filled=True, size=110, opacity=1)
     marks = marks.encode(
-        x=_steps(last),
+        x=steps_axis(last),
         color=alt.Color("verdict:N", title="verdict", scale=colours, legend=alt.Legend(**LEGEND)),
         shape=alt.Shape("verdict:N", title="verdict", scale=shapes, legend=alt.Legend(**LEGEND)),
         tooltip=tip,

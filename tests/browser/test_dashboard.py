@@ -36,7 +36,8 @@ SETTLED = """
 TEXT = "document.querySelector('[data-testid=stMain]').innerText"
 GROUND = "getComputedStyle(document.querySelector('[data-testid=stApp]')).backgroundColor"
 SLIDER = "document.querySelector('[data-testid=stMain] input[type=range]')"
-PLANTED = "script, b, svg[onload], img[src=x], iframe[srcdoc='<b>'], base, object, embed, form:not(.vega-bindings), template, textarea + b"
+PLANTED = "script, b, svg[onload], img[src=x], iframe[srcdoc='<b>'], base, object, embed, template, textarea + b"
+PLANTED += ", form:not(.vega-bindings)"
 FRAME = """
 [...document.querySelectorAll("[data-testid=stMain] *")]
   .map((host) => (host.tagName === "IFRAME" ? host : host.shadowRoot?.querySelector("iframe")))

@@ -1,6 +1,7 @@
 """Each view file keeps the contract of `dashboards.listing.ViewFile`, and the folder decides which views exist."""
 
 import ast
+import re
 import shutil
 from pathlib import Path
 
@@ -11,20 +12,7 @@ from interp.errors import InterpError
 from interp.registry import names
 
 VIEWS = names("view")
-NEW_VIEW = '''"""What a memory circuit holds."""
-
-import streamlit as st
-
-from dashboards.page import Page
-
-TITLE = "Memory of &lt;facts&gt;"
-ORDER = 35
-
-
-def render(page: Page) -> None:
-    page.header(n=1)
-    st.write(f"a new view of {page.store.names()}")
-'''
+EXAMPLE = re.compile(r"<!-- example: (\w+)\.py -->\n```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 OPEN_IT = """
 import os
 from streamlit import config
@@ -101,13 +89,14 @@ def test_a_file_dropped_into_the_folder_is_a_view(root, python, tmp_path):
     shutil.copytree(
         root / "dashboards", tmp_path / "shadow" / "dashboards", ignore=shutil.ignore_patterns("__pycache__")
     )
-    (tmp_path / "shadow" / "dashboards" / "views" / "memory.py").write_text(NEW_VIEW)
+    ((name, source),) = EXAMPLE.findall((root / "docs" / "how-to" / "add-a-view.md").read_text())
+    (tmp_path / "shadow" / "dashboards" / "views" / f"{name}.py").write_text(source)
     done = python(OPEN_IT, first=tmp_path / "shadow")
     lines = dict(line.split(" ", 1) for line in done.stdout.splitlines() if line.startswith(("listed", "exceptions")))
     listed = ast.literal_eval(lines["listed"])
     assert listed.index("runs") < listed.index("memory") < listed.index("report")
-    assert lines["exceptions"].startswith("0 title Memory of"), done.stderr
-    assert "a new view of \\[\\]" in lines["exceptions"] or "a new view of []" in lines["exceptions"]
+    assert lines["exceptions"].startswith("0 title Memory"), done.stderr
+    assert "The demonstration makes one" in lines["exceptions"]
 
 
 @pytest.mark.parametrize(
