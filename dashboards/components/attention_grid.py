@@ -15,7 +15,6 @@ MOUNT = """
 const wait = { step: 400, stop: 0, head: 0, cell: 150, mode: 0 };
 export default function (component) {
   const create = (host) => {
-    const guides = (window.interpGuides ??= new Map());
     let [data, grid, timer] = [null, null, 0];
     const send = (state, reason) => {
       guides.get(data.id).sent.push(placeOf(state));
@@ -26,52 +25,53 @@ export default function (component) {
       clearTimeout(timer);
       timer = setTimeout(() => send(state, reason), wait[reason]);
     };
+    const leave = () => {
+      clearTimeout(timer);
+      if (grid) grid.destroy();
+      if (data) guides.delete(data.id);
+    };
     const update = () => {
       const next = AttnData.unpacked(host.data);
       if (data && next.stamp === data.stamp) return grid.refresh();
-      const kept = grid ? grid.state() : null;
-      if (grid) grid.destroy();
-      if (data) guides.delete(data.id);
+      const kept = grid ? grid.state() : {};
+      leave();
       data = next;
       grid = AttnGrid.mount(host.parentElement, data, { onChange, exact: true });
-      if (kept) grid.set({ layer: kept.layer, head: kept.head, mode: kept.mode });
-      const early = guides.get(data.id);
-      guides.set(data.id, { grid, place: "", sent: [] });
-      if (early && early.wanted) guide(data.id, early.wanted);
-      return undefined;
+      grid.set({ layer: kept.layer, head: kept.head, mode: kept.mode });
+      guides.set(data.id, { grid, stamp: data.stamp, place: "", sent: [] });
+      return guide(early.get(data.id));
     };
     update();
-    const destroy = () => {
-      clearTimeout(timer);
-      guides.delete(data.id);
-      grid.destroy();
-    };
-    return { update, destroy };
+    return { update, destroy: leave };
   };
   return CanvasHost.host(component, create, (handle) => handle.update());
 }
 """
-# Leads the grid of one id to a selection when that changes, and hands it exact values; waits for a grid to come. What
-# the grid itself has sent comes back too, perhaps after the next move: it must not lead the grid back.
+# Leads the grid of one id to a selection when that changes, and hands it exact values; a message about data that the
+# grid does not show yet waits for them. What the grid itself has sent comes back too, perhaps after the next move: it
+# must not lead the grid back.
 GUIDE_SCRIPT = """
-const placeOf = ({ checkpoint, layer, head, q, k }) => [checkpoint, layer, head, q, k].join();
-function guide(id, { selection, exact }) {
-  const guides = (window.interpGuides ??= new Map());
-  const entry = guides.get(id);
-  if (!entry || !entry.grid) return guides.set(id, { wanted: { selection, exact } });
+const guides = (window.interpGuides ??= new Map());
+const early = (window.interpEarly ??= new Map());
+const placeOf = ({ checkpoint, layer, head, q, k, mode }) => [checkpoint, layer, head, q, k, mode].join();
+function guide(message) {
+  const entry = message && guides.get(message.grid);
+  if (!entry || entry.stamp !== message.stamp) return message && early.set(message.grid, message);
+  early.delete(message.grid);
+  const { selection, exact } = message;
   const place = placeOf(selection);
   const echo = entry.sent.indexOf(place);
   entry.sent.splice(0, echo + 1);
   const change = echo >= 0 || entry.place === place ? {} : selection;
   entry.place = place;
-  if (!exact || !exact.values) return entry.grid.set({ ...change, exact: exact && "value" in exact ? exact : null });
+  if (!exact.values) return entry.grid.set({ ...change, exact: "value" in exact ? exact : null });
   const values = new Float32Array(AttnData.decode(exact.values).buffer);
   return entry.grid.set({ ...change, exact: { ...exact, values } });
 }
 """
 GUIDE_MOUNT = """
 export default function ({ data }) {
-  guide(data.grid, data);
+  guide(data);
 }
 """
 
@@ -85,6 +85,7 @@ class AttentionPick:
     head: int
     q: int
     k: int
+    mode: str
     reason: str
 
 
@@ -105,31 +106,41 @@ def attention_grid(frames: bytes, *, key: str) -> AttentionPick | None:
     numbers = {name: picked.get(name) for name in ("step", "layer", "head", "q", "k")}
     if not all(type(value) is int for value in numbers.values()):
         return None
-    return AttentionPick(**numbers, reason=str(picked.get("reason"))[:20])
+    mode = "lines" if picked.get("mode") == "lines" else "matrix"
+    return AttentionPick(**numbers, mode=mode, reason=str(picked.get("reason"))[:20])
 
 
 def guide_attention(
-    grid: str, *, checkpoint: int, layer: int, head: int, cell: tuple[int, int] | None, exact: dict[str, Any] | None
+    grid: str,
+    stamp: str,
+    *,
+    checkpoint: int,
+    layer: int,
+    head: int,
+    cell: tuple[int, int] | None,
+    mode: str,
+    exact: dict[str, Any],
 ) -> None:
     """Lead a grid to a selection, by a message of its own, so that its frames are not sent again.
 
     Args:
-        grid: key of the grid.
+        grid, stamp: key of the grid, and the stamp of the frames that this speaks of.
         checkpoint: place of the step in the grid's `steps`.
         cell: (query, key); chosen by the grid if None.
+        mode: matrix or lines.
         exact: `step`, `layer` and `head`, with the [query key] array `values` of that head as it is stored, or with
-            one cell `q`, `k` and its `value`.
+            one cell `q`, `k` and its `value`, or with neither.
     """
-    selection = {"checkpoint": checkpoint, "layer": layer, "head": head}
+    selection = {"checkpoint": checkpoint, "layer": layer, "head": head, "mode": mode}
     if cell is not None:
         selection |= {"q": cell[0], "k": cell[1]}
-    if exact is not None:
-        exact = {**exact, "example": 0}
-        if "values" in exact:
-            values = np.ascontiguousarray(exact["values"], dtype="<f4").tobytes()
-            exact["values"] = base64.b64encode(values).decode("ascii")
+    exact = {**exact, "example": 0}
+    if "values" in exact:
+        values = np.ascontiguousarray(exact["values"], dtype="<f4").tobytes()
+        exact["values"] = base64.b64encode(values).decode("ascii")
     send = st.components.v2.component(GUIDE, js=_decoder() + GUIDE_SCRIPT + GUIDE_MOUNT)
-    send(key=f"{grid}.guide", data={"grid": grid, "selection": selection, "exact": exact}, height=1)
+    data = {"grid": grid, "stamp": stamp, "selection": selection, "exact": exact}
+    send(key=f"{grid}.guide", data=data, height=1)
 
 
 def _decoder() -> str:

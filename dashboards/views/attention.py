@@ -65,10 +65,12 @@ def render(page: Page) -> None:
 
 def draw(page: Page, run: Run, index: PatternIndex, example: int, found: Findings) -> None:
     """The grid, led by the address; what is chosen in it goes into the address."""
-    frames = _frames(str(run.path), stamp_of(index, example, found), run, index, example, found)
+    stamp = stamp_of(index, example, found)
+    frames = _frames(str(run.path), stamp, run, index, example, found)
     picked = attention_grid(frames, key=GRID)
     if picked is not None:
-        page.put(step=picked.step, layer=picked.layer, head=picked.head, q=picked.q, k=picked.k)
+        place = {"step": picked.step, "layer": picked.layer, "head": picked.head, "q": picked.q, "k": picked.k}
+        page.put(**place, draw=picked.mode)
     steps, (layer, head) = shown_steps(index), chosen_head(page, run, index, example, found)
     step = nearest(str(page.get("step")), steps)
     tokens = index.record.prompts[example].tokens
@@ -80,7 +82,8 @@ def draw(page: Page, run: Run, index: PatternIndex, example: int, found: Finding
         exact["values"] = values
     elif cell is not None:
         exact |= {"q": q, "k": k, "value": float(values[cell])}
-    guide_attention(GRID, checkpoint=steps.index(step), layer=layer, head=head, cell=cell, exact=exact)
+    place, mode = steps.index(step), page.choice("draw", ["matrix", "lines"])
+    guide_attention(GRID, stamp, checkpoint=place, layer=layer, head=head, cell=cell, mode=mode, exact=exact)
     st.caption(f"Sequences: {plain(index.record.rule)}.")
 
 

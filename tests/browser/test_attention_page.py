@@ -117,9 +117,9 @@ def test_a_click_on_a_head_reaches_python_and_the_address(page, base, store):
 
 
 def test_an_address_leads_to_its_place_and_nonsense_is_clamped(page, base):
-    opened(page, f"{base}/attention?run=plain&step=7&layer=0&head=3&q=20&k=4")
+    opened(page, f"{base}/attention?run=plain&step=7&layer=0&head=3&q=20&k=4&draw=lines")
     state = page.evaluate(f"{HANDLE}.state()")
-    assert [state[name] for name in ("step", "layer", "head", "q", "k")] == [7, 0, 3, 20, 4]
+    assert [state[name] for name in ("step", "layer", "head", "q", "k", "mode")] == [7, 0, 3, 20, 4, "lines"]
     opened(page, f"{base}/attention?run=plain&step=abc&layer=99&head=-4&q=9999&k=5")
     state = page.evaluate(f"{HANDLE}.state()")
     assert [state[name] for name in ("step", "layer", "head", "q", "k")] == [11, 0, 0, 23, 5]
@@ -149,6 +149,25 @@ def test_the_keyboard_alone_goes_from_head_to_cell_to_checkpoint(page, base):
     waited(page, "new URL(location).searchParams.get('step') === '10'")
     assert page.evaluate(f"{HANDLE}.state().k") == 0
     assert page.evaluate(f"{HANDLE}.element.querySelector('.ag-plot').matches(':focus')")  # a rerun keeps the focus
+
+
+def test_another_sequence_never_shows_exact_values_of_the_one_before(page, base, store):
+    opened(page, f"{base}/attention?run=plain&head=1")
+    page.evaluate("document.querySelector('[role=combobox][aria-label*=Sequence]').focus()")
+    page.press("ArrowDown")
+    waited(page, "document.querySelectorAll('[role=option]').length === 2")
+    page.press("ArrowDown")
+    page.evaluate(
+        f"window.shown = new Set(); window.looking = setInterval(() => {{ const g = {HANDLE};"
+        "if (g && g.element.isConnected && g.element.querySelectorAll('.ag-strip span').length === 9)"
+        f"shown.add([g.state().q, g.state().k, {EXACT}].join()); }}, 2)"
+    )
+    page.press("Enter")
+    waited(page, f"{HANDLE}?.element.querySelectorAll('.ag-strip span').length === 9 && {EXACT} !== '…'")
+    run = store.run("plain")
+    stored_head = exact_head(run, pattern_index(run), 1, 11, 0, 1)
+    for q, k, exact in (text.split(",") for text in page.evaluate("[...window.shown]")):
+        assert exact == "…" or float(exact) == pytest.approx(stored_head[int(q), int(k)], rel=1e-5)
 
 
 def test_circuitsvis_is_a_sandboxed_second_view_that_asks_nobody(page, base):

@@ -75,7 +75,8 @@ def test_the_message_holds_every_checkpoint_as_it_is_stored(view, stored):
 def test_the_address_leads_the_grid_and_is_clamped(view, stored):
     app = view(stored, "attention", run="tiny", step=17, layer=99, head=-4, q=2, k=1)
     led = guided(app)
-    assert led["selection"] == {"checkpoint": 2, "layer": 1, "head": 0, "q": 2, "k": 1}
+    assert led["selection"] == {"checkpoint": 2, "layer": 1, "head": 0, "q": 2, "k": 1, "mode": "matrix"}
+    assert led["stamp"] == message(app)["stamp"]
     assert (led["exact"]["step"], led["exact"]["layer"], led["exact"]["head"]) == (16, 1, 0)
 
 
