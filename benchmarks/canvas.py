@@ -239,6 +239,27 @@ def long_sequence(pipe: Pipe, base: str, run: Run, trials: int) -> dict[str, flo
     }
 
 
+ROWS = {
+    "first_paint_s": "first paint of a run, 8 heads x 64 tokens x 100 checkpoints, s",
+    "scrub_ms": "one checkpoint further, to the second painted frame, ms",
+    "rerun_s": "click on a head until its exact values are there, s",
+    "long_drawn_s": "8 heads x 512 tokens drawn, s",
+    "long_heap_mb": "JavaScript memory with them, MB",
+    "server_mb": "memory of the server afterwards, MB",
+}
+CPU = {"first_paint_s": "first_paint_cpu_s", "rerun_s": "rerun_cpu_s", "long_drawn_s": "long_drawn_cpu_s"}
+
+
+def table(record: dict[str, Any]) -> str:
+    """The measurement as the Markdown table that the docs show."""
+    found = record["measured"]
+    lines = ["| what | measured | processor time | bar |", "|---|---|---|---|"]
+    for name, words in ROWS.items():
+        spent = f"{found[CPU[name]]:.2f}" if name in CPU else ""
+        lines.append(f"| {words} | {found[name]:.2f} | {spent} | {record['bars'][name]:g} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
