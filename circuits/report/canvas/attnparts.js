@@ -100,11 +100,12 @@ const AttnParts = (() => {
     return root;
   }
 
-  function side(parts, exact) {
+  function side(parts, examples, exact) {
     const root = el("div", "ag-side");
     const list = el("dl", "ag-read");
     parts.read = {};
-    for (const [key, name] of exact ? [...READOUT, ["exact", "Exact"]] : READOUT) {
+    const lines = READOUT.filter(([key]) => key !== "target" || examples.some((one) => one.targets.length));
+    for (const [key, name] of exact ? [...lines, ["exact", "Exact"]] : lines) {
       parts.read[key] = el("dd", `ag-${key}-now`, "");
       list.append(el("dt", "", name), parts.read[key]);
     }
@@ -130,7 +131,7 @@ const AttnParts = (() => {
     parts.element = el("div", many, null, { role: "group", "aria-label": label });
     parts.said = el("div", "ag-hidden", null, { "aria-live": "polite" });
     const body = el("div", "ag-body");
-    body.append(heads(parts, data), zoom(parts, data), side(parts, exact));
+    body.append(heads(parts, data), zoom(parts, data), side(parts, examples, exact));
     parts.element.append(bar(parts, data, examples), body, parts.said);
     root.append(parts.element);
     return parts;

@@ -240,7 +240,7 @@ const AttnView = (() => {
       this.read.key.textContent = `${keys[cell.k]} (position ${cell.k + first})`;
       const exact = this.exactAt(cell);
       this.read.p.textContent = (exact ?? level(this.value(cell.q, cell.k))).toFixed(3);
-      this.read.target.textContent = this.rolesAt(cell.q, cell.k).join(", ") || "no role";
+      if (this.read.target) this.read.target.textContent = this.rolesAt(cell.q, cell.k).join(", ") || "no role";
       const none = this.data.exact_by === "cell" ? "click the cell" : "…";
       if (this.read.exact) this.read.exact.textContent = exact === null ? none : exact.toPrecision(6);
     }
