@@ -4,6 +4,7 @@ import ipaddress
 import os
 import re
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import time
 import webbrowser
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlencode
 
 from streamlit import config
@@ -64,6 +66,7 @@ def options(port: int, *, address: str = "127.0.0.1", hosts: tuple[str, ...] = L
         "server.fileWatcherType": "none",
         "server.enableStaticServing": "false",
         "browser.gatherUsageStats": "false",
+        "browser.serverAddress": "localhost",  # else Streamlit asks an outside server for this machine's address
         "client.showErrorDetails": "none",
         "client.toolbarMode": "minimal",
     }
@@ -86,14 +89,20 @@ def serve(store: Path, run: str | None, *, port: int | None, browser: bool, expo
     if run is not None:
         opened.run(run)
     address, hosts = listening(expose, token)
-    number = free_port(port, address)
+    number = free_port(port, address, FIRST_PORT)
     environment = {**os.environ, STORE: str(opened.root), **({TOKEN: token} if token else {})}
-    server = subprocess.Popen(command(number, address=address, hosts=hosts), env=environment, stdin=subprocess.DEVNULL)
+    # stderr stays: it has the tracebacks of defects. A session of its own, so that Ctrl-C reaches this process alone.
+    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "start_new_session": True}
+    server = subprocess.Popen(command(number, address=address, hosts=hosts), env=environment, **quiet)
+    for kind in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(kind, _interrupt)
     try:
         if not wait_until_up(number, server):
             raise InterpError("the dashboard did not start; its own words are above")
         where = url(number, run, token)
         say(f"dashboard: {where}")
+        if expose:
+            say(f"from another machine: {where.replace('127.0.0.1', socket.gethostname(), 1)}")
         say("Ctrl-C ends it; jobs it has started go on")
         if browser:
             webbrowser.open(where)
@@ -102,6 +111,11 @@ def serve(store: Path, run: str | None, *, port: int | None, browser: bool, expo
         return 0
     finally:
         stop(server)
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    """The end of the terminal ends the server too."""
+    raise KeyboardInterrupt
 
 
 def listening(expose: bool, token: str | None) -> tuple[str, tuple[str, ...]]:
@@ -124,18 +138,22 @@ def new_token() -> str:
     return secrets.token_hex(20)
 
 
-def free_port(wanted: int | None, address: str) -> int:
-    """The wanted port, or the first free one from 8501.
+def free_port(wanted: int | None, address: str, first: int | None = None) -> int:
+    """The wanted port; without one the first free one of a hundred from `first`, or any that the system gives.
 
     Raises:
-        UsageError: if the wanted port, or all of a hundred, are taken.
+        UsageError: if the wanted port, or all of the hundred, are taken.
     """
-    for number in [wanted] if wanted else range(FIRST_PORT, FIRST_PORT + 100):
+    if wanted is None and first is None:
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.bind((address, 0))
+            return probe.getsockname()[1]
+    for number in [wanted] if wanted is not None else range(first, first + 100):
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if probe.connect_ex(("127.0.0.1", number)) != 0 and _binds(probe, address, number):
                 return number
-    raise UsageError(f"port {wanted or FIRST_PORT} is taken; give another with --port")
+    raise UsageError(f"port {wanted or first} is taken; give another with --port")
 
 
 def _binds(probe: socket.socket, address: str, number: int) -> bool:

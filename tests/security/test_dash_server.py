@@ -200,6 +200,7 @@ def test_a_port_that_is_taken_is_said_and_without_one_the_next_is_used():
         number = taken.getsockname()[1]
         with pytest.raises(UsageError, match=f"port {number} is taken"):
             free_port(number, "127.0.0.1")
+        assert free_port(None, "127.0.0.1", number) > number
         assert free_port(None, "127.0.0.1") != number
 
 
