@@ -109,7 +109,7 @@ def patch_edges(
     if resolve not in ("position", "query", "pooled"):
         raise UsageError(f"resolve: {resolve!r}: expected position, query or pooled")
     given = Given(**options)
-    runs = runs_for(model, as_decoder(model), clean, corrupted, metric, given)
+    runs = runs_for(model, as_decoder(model), clean, corrupted, metric, given, trimmed=True)
     graph = edge_graph(runs.decoder)
     asked = asked_edges(graph, senders, receivers).to(runs.base.final.device)
     n_pos = runs.base.final.shape[1]

@@ -24,6 +24,7 @@ from circuits.engine.plan import (
     chunks_for,
     forward_flops,
     free_memory,
+    positions_together,
     product_speed,
     row_bytes,
 )
@@ -94,10 +95,11 @@ def patch_heads(
     except NotExpressible as reason:
         warnings.warn(f"patching by full forwards, which is slower: {reason}", stacklevel=2)
         return patch_by_forwards(model, clean, corrupted, metric, site, chosen, given)
-    runs = runs_for(model, decoder, clean, corrupted, metric, given)
+    runs = runs_for(model, decoder, clean, corrupted, metric, given, trimmed=True)
     patches = patches_of(runs, site, **chosen)
-    plan = plan_of(patches, given.max_bytes)
-    effect, reason = run_plan(patches, plan, given.progress)
+    reason = skip_reasons(patches)
+    plan = plan_of(patches, reason, given.max_bytes)
+    effect, reason = run_plan(patches, plan, reason, given.progress)
     return result_of(patches, plan, effect, reason, time.perf_counter() - started)
 
 
@@ -124,8 +126,9 @@ def plan_heads(
         NotExpressible: for a model that would be patched by full forwards.
     """
     given = Given(**options)
-    runs = runs_for(model, as_decoder(model), clean, corrupted, metric, given)
-    plan = plan_of(patches_of(runs, site, layers, components, positions), given.max_bytes)
+    runs = runs_for(model, as_decoder(model), clean, corrupted, metric, given, trimmed=True)
+    patches = patches_of(runs, site, layers, components, positions)
+    plan = plan_of(patches, skip_reasons(patches), given.max_bytes)
     return replace(plan, seconds=plan.flops / product_speed(runs.decoder, plan.rows))
 
 
@@ -161,16 +164,18 @@ def patches_of(
     )
 
 
-def plan_of(patches: Patches, max_bytes: int | None) -> Plan:
-    """How the call will be cut into chunks, and what it will cost."""
+def plan_of(patches: Patches, reason: Int[Tensor, "prompt layer component pos"], max_bytes: int | None) -> Plan:
+    """How the call will be cut into chunks, and what it will cost; `reason` is that of `skip_reasons`."""
     runs, base = patches.runs, patches.runs.base.final
     width, read, n_layers = base.element_size(), runs.read, len(runs.decoder.layers)
     budget = free_memory(base.device) // 4 if max_bytes is None else max_bytes
     per_row = row_bytes(runs.decoder, width)
     max_rows = max(1, min(CACHE_ROWS if base.device.type == "cpu" else LARGEST_ROWS, budget // per_row))
-    reason = skip_reasons(patches)
-    active = (reason == 0).any(2).any(1)  # [prompt pos]
+    active = (reason == 0).flatten(1, 2).any(1)  # [prompt pos]
     lasting = 1 if patches.site in ("k", "v") else 2
+    whole = int(read.all())  # the last layer carries every row, too
+    carried = sum(max(0, n_layers - lasting - layer + whole) for layer in patches.layers)
+    prompts = len(base) * len(patches.components)
     chunks = chunks_for(
         active=active[:, list(patches.positions)],
         layers=patches.layers,
@@ -180,6 +185,7 @@ def plan_of(patches: Patches, max_bytes: int | None) -> Plan:
         long_layers=sum(layer + lasting < n_layers for layer in patches.layers),
         out_rows=int(read.sum(1).max()),
         max_rows=max_rows,
+        most_positions=positions_together(runs.decoder, carried * prompts, base.device),
     )
     count = int((reason == 0).sum())
     recorded = (1 if runs.other is None else 2) * base.numel() * width * (14 + 3 * 4) * n_layers
@@ -193,26 +199,27 @@ def predicted(patches: Patches, chunks: Sequence[Chunk]) -> int:
     """Floating-point operations of both runs and of all chunks, as if every patch changed something."""
     runs, decoder, n_layers = patches.runs, patches.runs.decoder, len(patches.runs.decoder.layers)
     n_prompts, n_pos = runs.base.final.shape[:2]
-    several, used = len(chunks) > 2, set()
-    total = (1 if runs.other is None else 2) * n_prompts * forward_flops(decoder, n_pos, False)
-    width = 1 if hasattr(runs.metric, "directions") else len(decoder.W_E)
+    several, used, total = len(chunks) > 2, set(), runs.recording_flops
+    width, table = 1 if hasattr(runs.metric, "directions") else len(decoder.W_E), runs.read.tolist()
     for chunk in chunks:
-        read = runs.read[list(chunk.prompts)]
-        span = Span(chunk.positions[0], int(read.any(0).nonzero().max()) + 1)
-        out = rows_to_read(read, span)
-        positions = tuple(p for p in chunk.positions if p < span.stop)
+        read = [table[prompt] for prompt in chunk.prompts]
+        anywhere = [any(column) for column in zip(*read, strict=True)]
+        start, stop = chunk.positions[0], max(place for place, is_read in enumerate(anywhere) if is_read) + 1
+        most = max(1, max(sum(row[start:stop]) for row in read))
+        whole = all(all(row[start:stop]) for row in read)
+        positions = tuple(p for p in chunk.positions if p < stop)
         shape = ChunkShape(
             prompts=len(chunk.prompts),
             positions=positions,
-            read=tuple(p for p in positions if bool(read[:, p].any())),
-            stop=span.stop,
-            out_rows=out.count,
+            read=tuple(p for p in positions if anywhere[p]),
+            stop=stop,
+            out_rows=most,
             components=chunk.components[1] - chunk.components[0],
             layers=chunk.layers,
             whole_states=several,
         )
         total += chunk_flops(decoder, patches.site, shape, width)
-        used |= whole_state_layers(patches.site, chunk.layers, n_layers, isinstance(out, Span))
+        used |= whole_state_layers(patches.site, chunk.layers, n_layers, whole)
     return total + (states_flops(decoder, n_prompts, n_pos, len(used)) if several else 0)
 
 
@@ -242,10 +249,13 @@ def skip_reasons(patches: Patches) -> Int[Tensor, "prompt layer component pos"]:
 
 
 def run_plan(
-    patches: Patches, plan: Plan, progress: Callable[[int, int], None] | None
+    patches: Patches,
+    plan: Plan,
+    reason: Int[Tensor, "prompt layer component pos"],
+    progress: Callable[[int, int], None] | None,
 ) -> tuple[Float[Tensor, "prompt layer component pos"], Int[Tensor, "prompt layer component pos"]]:
     """Effects over all layers, components asked for and positions, and why those that did not run did not."""
-    runs, reason = patches.runs, skip_reasons(patches)
+    runs = patches.runs
     slots = torch.arange(reason[0].numel(), device=reason.device).view(reason.shape[1:])
     scores = Scores(runs.decoder, runs.base, runs.metric, runs.rows, reason[0].numel())
     equal = torch.ones_like(reason[0].flatten(), dtype=torch.bool)
@@ -301,14 +311,17 @@ def result_of(patches: Patches, plan: Plan, effect: Tensor, reason: Tensor, seco
     """The result in the caller's columns, with the metric of the runs themselves."""
     runs, prompts = patches.runs, patches.runs.prompts
     base, other = runs.values
-    n_pos, recorded = effect.shape[-1], 1 if runs.other is None else 2
-    spent = runs.mul.flops + recorded * len(base) * forward_flops(runs.decoder, n_pos, False)
-    column = (torch.arange(n_pos, device=effect.device) - prompts.shift[:, None]) % n_pos  # the caller's, in ours
-    index = column[:, None, None].expand_as(effect)
-    layers, columns = list(patches.layers), list(patches.columns)
+    n_layers, n_pos = effect.shape[1], effect.shape[-1]
+    if bool(prompts.shift.any()):
+        column = (torch.arange(n_pos, device=effect.device) - prompts.shift[:, None]) % n_pos  # the caller's, in ours
+        index = column[:, None, None].expand_as(effect)
+        effect, reason = effect.gather(-1, index), reason.gather(-1, index)
+    if len(patches.layers) < n_layers or len(patches.columns) < n_pos:
+        layers, columns = list(patches.layers), list(patches.columns)
+        effect, reason = effect[:, layers][..., columns], reason[:, layers][..., columns]
     return PatchResult(
-        effect=effect.gather(-1, index)[:, layers][..., columns],
-        reason=reason.gather(-1, index)[:, layers][..., columns],
+        effect=effect,
+        reason=reason,
         site=patches.site,
         layers=patches.layers,
         components=patches.components,
@@ -320,7 +333,7 @@ def result_of(patches: Patches, plan: Plan, effect: Tensor, reason: Tensor, seco
         precision=runs.mul.precision,
         backend=", ".join(f"{op}: {by}" for op, by in sorted(runs.mul.ran.items())),
         plan=plan,
-        flops=spent,
+        flops=runs.mul.flops + runs.recording_flops,
         seconds=seconds,
         drift=runs.drift,
         patches=patches,

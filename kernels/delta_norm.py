@@ -78,14 +78,16 @@ def changed(
 ) -> Float[Tensor, "*#row d_model"]:
     """The difference of the norm from `standardised` base rows; x broadcasts, so that branches share their base."""
     delta = delta - delta.mean(-1, keepdim=True) if centred else delta
-    moved = x + delta  # [row d_model]
-    after = (moved.square().mean(-1, keepdim=True) + eps).rsqrt()
+    product = torch.add(delta, x, alpha=2).mul_(delta)
+    gain = product.mean(-1, keepdim=True)  # of the mean square
+    after = (scale.square().reciprocal() + gain).clamp_(min=0).rsqrt_()
     far = (after - scale).abs() >= 0.25 * scale  # as where the difference cancels the base row: there, plainly
-    gain = (moved + x).mul_(delta).mean(-1, keepdim=True)
-    change = torch.where(far, -scale, -gain * (scale * after).square() / (scale + after))
+    change = -gain * (scale * after).square() / (scale + after)
     if bool(far.any()):
-        delta = torch.where(far, moved, delta)
-    result = torch.addcmul(delta * after, x, change, out=moved)
+        moved = x + delta
+        after = torch.where(far, (moved.square().mean(-1, keepdim=True) + eps).rsqrt(), after)
+        change, delta = torch.where(far, -scale, change), torch.where(far, moved, delta)
+    result = torch.mul(delta, after, out=product).addcmul_(x, change)
     return result if w is None else result.mul_(w)
 
 

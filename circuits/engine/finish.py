@@ -52,14 +52,25 @@ class Scores:
         if isinstance(self.metric, UserMetric):
             self._user(branches, where, norm_delta(norm, base.final, where, branches.delta, mul), prompts, mul)
             return
+        table = rows
         rows = rows if one_row else rows[:, None].expand(branches.delta.shape[:-1])
         if self.directions is not None and norm is not None and mul.kernel_for("norm_logit", branches.delta):
             change = packed.norm_logit(norm, base.final, where, branches.delta, rows, self.directions, mul)
+        elif self.directions is not None and not one_row:
+            change = self._linear(norm_delta(norm, base.final, where, branches.delta, mul), table, mul)
         else:
             change = self._change(norm_delta(norm, base.final, where, branches.delta, mul), rows, mul)
         change = change if one_row else change.sum(-1)  # [batch branch]
         share = change / self.rows.counts.to(change)[prompts, None]
         self.effect[prompts[:, None], branches.slot] += share
+
+    def _linear(
+        self, dy: Float[Tensor, "batch branch row d_model"], rows: Int[Tensor, "batch row"], mul: Products
+    ) -> Float[Tensor, "batch branch row"]:
+        """The same for rows that all branches share, and a metric with directions: one product for each of them."""
+        mul.count(2 * dy.numel())
+        used = self.directions[rows.clamp(min=0)] * (rows >= 0)[..., None]  # [batch row d_model]
+        return (dy.transpose(1, 2) @ used[..., None])[..., 0].mT
 
     def _change(self, dy: Float[Tensor, "*case d_model"], rows: Int[Tensor, "*case"], mul: Products) -> Tensor:
         """Change of the metric of each case; 0 where no metric row is."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from circuits.engine import packed
 from circuits.engine.products import Products
 from circuits.engine.record import LayerRecord, Record
-from circuits.engine.rows import Chosen, Rows, Span, narrow
+from circuits.engine.rows import Chosen, Rows, Span, narrow, repeated
 from interp.decoder import Attention, Layer
 from kernels.one_column import State, moved, recorded
 
@@ -17,7 +17,7 @@ from kernels.one_column import State, moved, recorded
 def attended(attn: Attention, base: LayerRecord, rows: Rows, stop: int, mul: Products) -> State:
     """Softmax state of the base run's rows against keys 0..stop-1; its row axis is that of `rows`."""
     q = rows.take(base.q)[:, 0].transpose(1, 2)  # [batch head row d_head]
-    k = base.k[:, :stop].repeat_interleave(attn.group, 2).transpose(1, 2)
+    k = repeated(base.k[:, :stop], attn.group).transpose(1, 2)
     position = rows.positions(len(q)).to(q.device)  # [batch row]
     later = torch.arange(stop, device=q.device) > position[:, None, :, None]  # [batch 1 row key]
     score = (q @ k.mT).mul_(attn.scale).masked_fill_(later, -torch.inf)  # [batch head row key]
@@ -76,7 +76,7 @@ def column_update(
     q = rows.take(base.q)[:, 0].transpose(1, 2)  # [batch head row d_head]
     k, v = base.k.index_select(1, p), base.v.index_select(1, p)  # [batch branch kv_head d_head]
     keys = torch.cat((k,) if dk is None else (k, k + dk, dk), 1)  # three products by one
-    keys = keys.repeat_interleave(attn.group, 2).permute(0, 2, 3, 1)  # [batch head d_head 3*branch]
+    keys = repeated(keys, attn.group).permute(0, 2, 3, 1)  # [batch head d_head 3*branch]
     found = (q @ keys).mul_(attn.scale)
     mul.count(2 * q.numel() * keys.shape[-1])
     score, new, change = (found, found, torch.zeros_like(found)) if dk is None else found.chunk(3, -1)
@@ -87,7 +87,7 @@ def column_update(
         return x.transpose(1, 2).unsqueeze(3)  # [batch head row 1 ...]
 
     def by_branch(x: Tensor) -> Tensor:
-        return x.repeat_interleave(attn.group, 2).transpose(1, 2).unsqueeze(2)  # [batch head 1 branch d_head]
+        return repeated(x, attn.group).transpose(1, 2).unsqueeze(2)  # [batch head 1 branch d_head]
 
     dz = moved(
         score,
@@ -116,18 +116,18 @@ def own_row(
     """z' - z at row p[n] itself, whose query changes by dq (and whose own key and value by dk and dv)."""
     stop = int(p.max()) + 1
     q = (dq + base.q.index_select(1, p)).transpose(1, 2)  # [batch head branch d_head]
-    k, v = (x[:, :stop].repeat_interleave(attn.group, 2).transpose(1, 2) for x in (base.k, base.v))
+    k, v = (repeated(x[:, :stop], attn.group).transpose(1, 2) for x in (base.k, base.v))
     score = (q @ k.mT).mul_(attn.scale)  # [batch head branch key]
     mul.count(4 * q.numel() * stop)
     here = p[:, None]
     score = score.masked_fill_(torch.arange(stop, device=p.device) > here, -torch.inf)
     if dk is not None:
-        moved_key = dk.repeat_interleave(attn.group, 2).transpose(1, 2)  # [batch head branch d_head]
+        moved_key = repeated(dk, attn.group).transpose(1, 2)  # [batch head branch d_head]
         own = here.expand(*score.shape[:3], 1)
         score = score.scatter_add_(-1, own, (q * moved_key).sum(-1, keepdim=True) * attn.scale)
     weight = score.softmax(-1)
     z = weight @ v  # [batch head branch d_head]
     if dv is not None:
         own_weight = weight.gather(-1, here.expand(*weight.shape[:3], 1))
-        z = z + own_weight * dv.repeat_interleave(attn.group, 2).transpose(1, 2)
+        z = z + own_weight * repeated(dv, attn.group).transpose(1, 2)
     return z.transpose(1, 2) - base.z.index_select(1, p)

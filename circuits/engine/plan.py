@@ -11,8 +11,10 @@ from torch import Tensor
 
 from interp.decoder import Decoder
 
-CACHE_ROWS = 4096  # rows of one chunk on a CPU: more fall out of the cache and run slower
+CACHE_ROWS = 8192  # rows of one chunk on a CPU: more fall out of the cache and run slower
 LARGEST_ROWS = 1 << 17
+OVERHEAD = 60e6  # floating-point operations that a CPU thread could do in the time that one layer's launches take
+ROWS_PER_READING = 12  # rows that could be multiplied by a weight in the time that reading it from memory takes
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     known = Path("/proc/meminfo")
-    for line in known.read_text(encoding="ascii").splitlines() if known.exists() else ():
+    for line in known.read_text(encoding="ascii").splitlines()[:8] if known.exists() else ():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
@@ -88,14 +90,19 @@ def row_bytes(decoder: Decoder, width: int) -> int:
     return width * (6 * decoder.d_model + 8 * heads + d_mlp)
 
 
-def forward_flops(decoder: Decoder, n_pos: int, logits: bool = True) -> int:
-    """Work of one full forward of one prompt, 2 per multiply-add."""
-    per_row, total = 0, 0
-    for layer in decoder.layers:
-        per_row += layer_row_flops(layer)
-        total += 4 * n_pos * n_pos * layer.attn.W_Q.shape[0] * layer.attn.W_Q.shape[2]
-    per_row += 2 * decoder.W_U.numel() if logits else 0
-    return per_row * n_pos + total
+def forward_flops(decoder: Decoder, n_pos: int, logits: bool = True, last_rows: int | None = None) -> int:
+    """Work of one full forward of one prompt, 2 per multiply-add.
+
+    Args:
+        last_rows: rows of the last block that are wanted; the others give keys and values only.
+    """
+    total = 2 * decoder.W_U.numel() * n_pos if logits else 0
+    for number, layer in enumerate(decoder.layers):
+        rows = n_pos if last_rows is None or number < len(decoder.layers) - 1 else last_rows
+        keys = 2 * (layer.attn.W_K.numel() + layer.attn.W_V.numel())
+        total += keys * n_pos + (layer_row_flops(layer) - keys) * rows
+        total += 4 * n_pos * rows * layer.attn.W_Q.shape[0] * layer.attn.W_Q.shape[2]
+    return total
 
 
 def layer_row_flops(layer) -> int:
@@ -104,6 +111,19 @@ def layer_row_flops(layer) -> int:
     if layer.mlp is not None:
         weights += [w for w in (layer.mlp.W_in, layer.mlp.W_gate, layer.mlp.W_out) if w is not None]
     return 2 * sum(w.numel() for w in weights)
+
+
+def positions_together(decoder: Decoder, carried: int, device: torch.device) -> int:
+    """How many positions a chunk should have for the least work per position.
+
+    All branches of a chunk carry the rows from its first position on: with c positions, c (c - 1) / 2 rows too many for
+    each of the `carried` row-layers per position of a suffix. Against that stands what each chunk costs by itself, in
+    every layer: some OVERHEAD, and the reading of all weights from memory.
+    """
+    if device.type != "cpu" or not carried:
+        return LARGEST_ROWS
+    alone = sum(OVERHEAD / layer_row_flops(layer) + ROWS_PER_READING for layer in decoder.layers)
+    return max(1, round(math.sqrt(2 * alone / carried)))
 
 
 def chunks_for(
@@ -116,10 +136,12 @@ def chunks_for(
     long_layers: int,
     out_rows: int,
     max_rows: int,
+    most_positions: int,
 ) -> list[Chunk]:
     """Cut prompts x positions x components so that no chunk has more than `max_rows` rows at once.
 
     Args:
+        most_positions: positions of one chunk, of which all but the first carry rows before their own.
         active: [prompt, position of the list], whether anything there can have an effect.
         stop: one past the last position that the metric needs.
         long_layers: how many of the layers have branches that live on as whole suffixes; the others have `out_rows`.
@@ -138,7 +160,8 @@ def chunks_for(
                 chunks += [Chunk((prompt,), (positions[index],), layers, part) for prompt in prompts]
             index += 1
             continue
-        count = max(1, min(max_rows // (per_position * max(1, len(prompts))), len(positions) - index))
+        most = min(most_positions, len(positions) - index)
+        count = max(1, min(max_rows // (per_position * max(1, len(prompts))), most))
         while count > 1 and bool((active[:, index : index + count] != active[:, index : index + 1]).any()):
             count -= 1
         size = max(1, max_rows // (per_position * count))

@@ -24,6 +24,7 @@ class Products:
         flops: 2 per multiply-add.
         launches: products, attentions and kernels so far.
         ran: implementation by operation, for those that a kernel exists for.
+        flattened: projections of `flat`, each with the weight that it is of, by the weight's id.
     """
 
     precision: Precision = "fp32"
@@ -31,6 +32,7 @@ class Products:
     flops: int = 0
     launches: int = 0
     ran: dict[str, str] = field(default_factory=dict)
+    flattened: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     def __call__(
         self, delta: Float[Tensor, "*row n_in"], weight: Float[Tensor, "n_in n_out"]
@@ -49,8 +51,16 @@ class Products:
         self, delta: Float[Tensor, "*row d_model"], weight: Float[Tensor, "head d_model d_head"]
     ) -> Float[Tensor, "*row head d_head"]:
         """Per-head projections of a difference by one product."""
-        heads, d_model, d_head = weight.shape
-        return self(delta, weight.transpose(0, 1).reshape(d_model, heads * d_head)).unflatten(-1, (heads, d_head))
+        heads, _, d_head = weight.shape
+        return self(delta, self.flat(weight)).unflatten(-1, (heads, d_head))
+
+    def flat(self, weight: Float[Tensor, "head d_model d_head"]) -> Float[Tensor, "d_model head_d_head"]:
+        """The projection of all heads as one matrix, kept for the run: many products read it."""
+        kept = self.flattened.get(id(weight))
+        if kept is None or kept[0] is not weight:
+            kept = (weight, weight.transpose(0, 1).flatten(1))
+            self.flattened[id(weight)] = kept
+        return kept[1]
 
     def batched(
         self, delta: Float[Tensor, "head case n_in"], weight: Float[Tensor, "head n_in n_out"]

@@ -54,7 +54,8 @@ def aligned(
                 "number of prompts and of tokens, since patching is position by position"
             )
     if mask is None:
-        mask = torch.ones_like(base, dtype=torch.bool)
+        whole = torch.full((len(base),), base.shape[1], device=base.device)
+        return Prompts(base, source, whole, torch.zeros_like(whole), torch.ones_like(base, dtype=torch.bool))
     if mask.shape != base.shape:
         raise UsageError(f"mask: shape {tuple(mask.shape)}, but {names[0]} has {tuple(base.shape)}")
     mask = mask.bool()

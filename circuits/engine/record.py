@@ -4,10 +4,11 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from interp.decoder import ACTIVATIONS, Decoder, Layer, affine, normed, project
+from circuits.engine.rows import repeated
+from interp.decoder import ACTIVATIONS, Attention, Decoder, Layer, affine, normed, project
 
 
 @dataclass(frozen=True)
@@ -50,58 +51,84 @@ class Record:
         return Record(layers, self.final[prompts], self.normed_final[prompts])
 
 
-def record(decoder: Decoder, tokens: Int[Tensor, "batch pos"]) -> Record:
-    """Run the decoder and keep every activation; prompts are right-padded, so that padding changes nothing."""
+def record(decoder: Decoder, tokens: Int[Tensor, "batch pos"], read: Int[Tensor, "row"] | None = None) -> Record:
+    """Run the decoder and keep every activation; prompts are right-padded, so that padding changes nothing.
+
+    Args:
+        read: places whose outputs are wanted, None for all. In the last block the other rows then have keys and values
+            only: their queries, and what follows from these, are left at 0.
+    """
     x, layers = decoder.embed(tokens), []
-    for layer in decoder.layers:
-        layers.append(_block(layer, x))
+    for number, layer in enumerate(decoder.layers):
+        layers.append(_block(layer, x, read if number == len(decoder.layers) - 1 else None))
         x = layers[-1].post
-    return Record(tuple(layers), x, normed(decoder.ln_final, x))
+    return Record(tuple(layers), x, spread(normed(decoder.ln_final, only(x, read)), read, x.shape[1]))
 
 
-def _block(layer: Layer, x: Float[Tensor, "batch pos d_model"]) -> LayerRecord:
-    attn, mlp = layer.attn, layer.mlp
+def only(x: Shaped[Tensor, "batch pos *width"], rows: Int[Tensor, "row"] | None) -> Shaped[Tensor, "batch row *width"]:
+    """Some rows; all for None."""
+    return x if rows is None else x.index_select(1, rows)
+
+
+def spread(
+    x: Float[Tensor, "batch row *width"], rows: Int[Tensor, "row"] | None, n_pos: int
+) -> Float[Tensor, "batch pos *width"]:
+    """The inverse of `only`, with zeros in all other rows."""
+    return x if rows is None else x.new_zeros(len(x), n_pos, *x.shape[2:]).index_copy_(1, rows, x)
+
+
+def _block(layer: Layer, x: Float[Tensor, "batch pos d_model"], read: Int[Tensor, "row"] | None) -> LayerRecord:
+    attn = layer.attn
     y = normed(layer.ln1, x)
-    q_raw, k_raw, v = (project(y, w, b) for w, b in ((attn.W_Q, attn.b_Q), (attn.W_K, attn.b_K), (attn.W_V, attn.b_V)))
+    own_x, own_y = only(x, read), only(y, read)
+    q_raw, k_raw, v = project(own_y, attn.W_Q, attn.b_Q), project(y, attn.W_K, attn.b_K), project(y, attn.W_V, attn.b_V)
     q, k = q_raw, k_raw
     if attn.rotary is not None:
         position = torch.arange(x.shape[1], device=x.device)[None]
-        q, k = attn.rotary(q_raw, position), attn.rotary(k_raw, position)
+        q, k = attn.rotary(q_raw, only(position, read)), attn.rotary(k_raw, position)
+    z = _attended(attn, q, k, v, read)
+    attn_out = affine(z.flatten(2), attn.W_O.flatten(0, 1), attn.b_O)
+    mid = (own_y if layer.adds_to_normed else own_x) + attn_out
+    found = {"q_raw": q_raw, "q": q, "z": z, "attn_out": attn_out, "mid": mid}
+    found |= _mlp(layer, layer_input=own_x, mid=mid)
+    n_pos = x.shape[1]
+    found = {name: None if value is None else spread(value, read, n_pos) for name, value in found.items()}
+    return LayerRecord(pre=x, normed_pre=y, k_raw=k_raw, k=k, v=v, **found)
+
+
+def _attended(
+    attn: Attention, q: Tensor, k: Tensor, v: Tensor, read: Int[Tensor, "row"] | None
+) -> Float[Tensor, "batch row head d_head"]:
+    """Causal attention of all queries, or of those at some places."""
+    mask = None if read is None else torch.arange(k.shape[1], device=k.device) <= read[:, None]  # [row pos]
     z = F.scaled_dot_product_attention(
         q.transpose(1, 2),
-        k.repeat_interleave(attn.group, 2).transpose(1, 2),
-        v.repeat_interleave(attn.group, 2).transpose(1, 2),
-        is_causal=True,
+        repeated(k, attn.group).transpose(1, 2),
+        repeated(v, attn.group).transpose(1, 2),
+        attn_mask=mask,
+        is_causal=mask is None,
         scale=attn.scale,
-    ).transpose(1, 2)
-    attn_out = affine(z.flatten(2), attn.W_O.flatten(0, 1), attn.b_O)
-    mid = (y if layer.adds_to_normed else x) + attn_out
-    kept = {
-        "pre": x,
-        "normed_pre": y,
-        "q_raw": q_raw,
-        "k_raw": k_raw,
-        "q": q,
-        "k": k,
-        "v": v,
-        "z": z,
-        "attn_out": attn_out,
-        "mid": mid,
-    }
+    )
+    return z.transpose(1, 2)
+
+
+def _mlp(
+    layer: Layer, layer_input: Float[Tensor, "batch row d_model"], mid: Float[Tensor, "batch row d_model"]
+) -> dict[str, Tensor | None]:
+    """The rest of a block after attention."""
+    mlp = layer.mlp
     if mlp is None:
-        empty = dict.fromkeys(("normed_mid", "inner", "gate", "mlp_post", "mlp_out"))
-        return LayerRecord(**kept, **empty, post=mid)
-    normed_mid = normed(layer.ln2, x if layer.parallel else mid)
+        return dict.fromkeys(("normed_mid", "inner", "gate", "mlp_post", "mlp_out")) | {"post": mid}
+    normed_mid = normed(layer.ln2, layer_input if layer.parallel else mid)
     inner, act = affine(normed_mid, mlp.W_in, mlp.b_in), ACTIVATIONS[mlp.activation]
     gate = None if mlp.W_gate is None else affine(normed_mid, mlp.W_gate, mlp.b_gate)
     mlp_post = act(inner) if gate is None else act(gate) * inner
     mlp_out = affine(mlp_post, mlp.W_out, mlp.b_out)
-    return LayerRecord(
-        **kept,
-        normed_mid=normed_mid,
-        inner=inner,
-        gate=gate,
-        mlp_post=mlp_post,
-        mlp_out=mlp_out,
-        post=mid + mlp_out,
-    )
+    return {
+        "normed_mid": normed_mid,
+        "inner": inner,
+        "gate": gate,
+        "mlp_post": mlp_post,
+        "mlp_out": mlp_out,
+        "post": mid + mlp_out,
+    }

@@ -70,6 +70,50 @@ class Chosen:
 Rows = Span | Chosen
 
 
+@dataclass(frozen=True)
+class OwnRows:
+    """Where the changed rows of one-row branches stand among the rows that a layer carries on.
+
+    Attributes:
+        branch: branches whose row is carried on in some prompt.
+        row: the index of that row in each prompt.
+        here: whether the row is carried on in each prompt; None for everywhere.
+    """
+
+    branch: Int[Tensor, "some"]
+    row: Int[Tensor, "batch some"]
+    here: Bool[Tensor, "batch some"] | None
+
+    @classmethod
+    def of(cls, rows: Rows, p: Int[Tensor, "branch"], n_batch: int) -> "OwnRows":
+        """The places of branches that begin at positions p."""
+        if isinstance(rows, Span):
+            branch = ((p >= rows.start) & (p < rows.stop)).nonzero()[:, 0]
+            return cls(branch, (p[branch] - rows.start).expand(n_batch, -1), None)
+        own = rows.index[:, None] == p[:, None]  # [batch branch row]
+        here = own.any(-1)
+        branch = here.any(0).nonzero()[:, 0]
+        row, here = own[:, branch].int().argmax(-1), here[:, branch]
+        return cls(branch, row, None if bool(here.all()) else here)
+
+    def put(self, x: Float[Tensor, "batch branch row *width"], new: Float[Tensor, "batch some *width"]) -> None:
+        """Write the branches' values at their own rows of x."""
+        x[self.at] = new if self.here is None else torch.where(self._wide(new), new, x[self.at])
+
+    def add(self, x: Float[Tensor, "batch branch row *width"], new: Float[Tensor, "batch some *width"]) -> None:
+        """Add the branches' values at their own rows of x."""
+        x[self.at] += new if self.here is None else new * self._wide(new)
+
+    @property
+    def at(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Index of the rows in [batch branch row]."""
+        batch = torch.arange(len(self.row), device=self.row.device)[:, None]
+        return batch, self.branch, self.row
+
+    def _wide(self, x: Tensor) -> Bool[Tensor, "batch some *one"]:
+        return self.here[(..., *(None,) * (x.dim() - 2))]
+
+
 def narrow(
     delta: Float[Tensor, "batch branch row *width"], span: Span, rows: Rows
 ) -> Float[Tensor, "batch branch kept *width"]:
@@ -81,3 +125,8 @@ def narrow(
     index = index.expand(-1, delta.shape[1], -1, *delta.shape[3:])
     found = delta.gather(2, index.clamp(min=0))
     return found.masked_fill(index < 0, 0) if bool((rows.index < span.start).any()) else found
+
+
+def repeated(x: Float[Tensor, "batch pos kv_head *width"], group: int) -> Float[Tensor, "batch pos head *width"]:
+    """Keys or values by query head: each key head once for every query head that reads it."""
+    return x if group == 1 else x.repeat_interleave(group, 2)

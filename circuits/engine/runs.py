@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from circuits.engine.finish import decoder_logits, is_read, metric_value
+from circuits.engine.finish import decoder_logits, is_read, user_value
+from circuits.engine.plan import forward_flops
 from circuits.engine.products import Backend, Precision, Products
 from circuits.engine.prompts import Prompts, aligned
 from circuits.engine.record import LayerRecord, Record, record
@@ -94,6 +95,7 @@ class Runs:
         base: the run that is patched into.
         other: the run that is patched from; None for ablations without one.
         own: the decoder in the weights' own format, where that has 16 bits.
+        columns: places whose outputs were recorded in the last block; None for all.
     """
 
     model: Any
@@ -106,6 +108,13 @@ class Runs:
     given: Given
     mul: Products
     own: Decoder | None = None
+    columns: Int[Tensor, "row"] | None = None
+
+    @property
+    def recording_flops(self) -> int:
+        """Work of the recorded runs, 2 per multiply-add, without logits."""
+        (n_prompts, n_pos), rows = self.base.final.shape[:2], None if self.columns is None else len(self.columns)
+        return (1 if self.other is None else 2) * n_prompts * forward_flops(self.decoder, n_pos, False, rows)
 
     @property
     def drift(self) -> Float[Tensor, "prompt"] | None:
@@ -128,9 +137,15 @@ class Runs:
     @property
     def values(self) -> tuple[Float[Tensor, "prompt"], Float[Tensor, "prompt"] | None]:
         """The metric of the base run and of the other one."""
-        runs = (self.base, self.other)
-        found = [run and metric_value(self.decoder, run, self.base, self.metric, self.rows) for run in runs]
-        return found[0], found[1]
+        if isinstance(self.metric, UserMetric):
+            runs = (self.base, self.other)
+            found = [run and user_value(self.metric, decoder_logits(self.decoder, run)) for run in runs]
+            return found[0], found[1]
+        at = (self.rows.prompt, self.rows.pos)
+        finals = [run.final[at] for run in (self.base, self.other) if run is not None]
+        logits = self.decoder.logits(torch.stack(finals))  # [run row d_vocab]
+        found = [self.rows.mean(self.metric.of_logits(one, self.rows, logits[0])) for one in logits]
+        return found[0], found[1] if len(found) > 1 else None
 
 
 def base_and_source(clean: Tensor, corrupted: Tensor | None, given: Given, d_vocab: int, n_ctx: int) -> Prompts:
@@ -159,20 +174,34 @@ def runs_for(
     corrupted: Tensor | None,
     metric: Metric | UserMetric | Callable[[Tensor], Tensor],
     given: Given,
+    trimmed: bool = False,
 ) -> Runs:
     """Check the arguments and record the runs.
+
+    Args:
+        trimmed: leave out of the last block what the metric does not read, where that changes no patch.
 
     Raises:
         UsageError: naming the argument that is wrong.
     """
     own = decoder if decoder.W_E.dtype in (torch.bfloat16, torch.float16) else None
-    decoder = decoder.to(DTYPES[given.precision])
+    decoder = in_dtype(decoder, DTYPES[given.precision])
     prompts = base_and_source(clean, corrupted, given, decoder.W_E.shape[0], decoder.n_ctx)
-    base, other = both_runs(decoder, prompts)
-    check_finite(decoder, base)
     named = as_metric(metric)
     rows, mul = metric_rows(named, prompts.lengths), Products(given.precision, given.backend)
-    return Runs(model, decoder, prompts, base, other, named, rows, given, mul, own)
+    averaged = given.ablation in ("mean", "resample") and prompts.source is None  # over rows that nobody reads
+    columns = None if not trimmed or averaged or isinstance(named, UserMetric) else rows.pos.unique()
+    columns = None if columns is None or len(columns) == prompts.base.shape[1] else columns
+    base, other = both_runs(decoder, prompts, columns)
+    check_finite(decoder, base)
+    return Runs(model, decoder, prompts, base, other, named, rows, given, mul, own, columns)
+
+
+def in_dtype(decoder: Decoder, dtype: torch.dtype) -> Decoder:
+    """The decoder with every tensor in a dtype; the same object where that is so already."""
+    weights = [value for _, value in named_weights(decoder)]
+    weights += [layer.attn.rotary.speed for layer in decoder.layers if layer.attn.rotary is not None]
+    return decoder if all(value.dtype == dtype for value in weights) else decoder.to(dtype)
 
 
 def as_decoder(model: Any) -> Decoder:
@@ -190,12 +219,24 @@ def as_decoder(model: Any) -> Decoder:
     return decoder_for(model)
 
 
-def both_runs(decoder: Decoder, prompts: Prompts) -> tuple[Record, Record | None]:
-    """Base and source run, recorded as one batch."""
+def both_runs(
+    decoder: Decoder, prompts: Prompts, read: Int[Tensor, "row"] | None = None
+) -> tuple[Record, Record | None]:
+    """Base and source run, recorded as one batch; `read` as in `record`."""
     if prompts.source is None:
-        return record(decoder, prompts.base), None
-    n, both = len(prompts.base), record(decoder, torch.cat((prompts.base, prompts.source)))
-    return both.rows(slice(0, n)), both.rows(slice(n, None))
+        return record(decoder, prompts.base, read), None
+    return halves(record(decoder, torch.cat((prompts.base, prompts.source)), read), len(prompts.base))
+
+
+def halves(both: Record, n: int) -> tuple[Record, Record]:
+    """The first n prompts of a run, and the others; nothing is copied."""
+    layers = []
+    for layer in both.layers:
+        parts = {name: (None, None) if value is None else value.split(n) for name, value in vars(layer).items()}
+        layers.append(tuple(LayerRecord(**{name: part[i] for name, part in parts.items()}) for i in (0, 1)))
+    final, normed_final = both.final.split(n), both.normed_final.split(n)
+    runs = (Record(tuple(layer[i] for layer in layers), final[i], normed_final[i]) for i in (0, 1))
+    return next(runs), next(runs)
 
 
 def check_finite(decoder: Decoder, run: Record) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from circuits.engine.one_column import column_update, own_row
 from circuits.engine.products import Products
 from circuits.engine.record import LayerRecord, Record
-from circuits.engine.rows import Chosen, OneRow, Rows, Span, narrow
+from circuits.engine.rows import Chosen, OneRow, OwnRows, Rows, Span, narrow
 from circuits.engine.wave import mlp_delta, norm_delta, suffix_attention, turned
 from interp.decoder import Decoder, Layer
 from kernels.one_column import State
@@ -45,6 +45,7 @@ class Joining:
     spread_post: Branches | None = None
 
 
+BLOCK = 1 << 19  # numbers of the stream that go through one block of the model together on a CPU
 Finish = Callable[[Branches, OneRow | Rows], None]
 QueriesAt = Callable[[int, Rows], State]
 
@@ -74,13 +75,20 @@ def sweep(
         kept = base.layers[number]
         rows = out if number == last else span
         joins = joining(number, rows)
-        parts: list[tuple[Branches, Tensor | None]] = [] if joins.spread is None else [(joins.spread, None)]
-        if full is not None:
-            parts.append(_attention_of_full(layer, kept, span, rows, full, mul))
+        mid, spread = joins.mid, joins.spread
+        if number == last and mid is not None and rows.count == 1 and not layer.parallel:
+            spread, mid = merged([spread, _at_rows(mid, rows)]), None  # no dearer there than alone
+        carried = [] if spread is None else [_through_mlp(layer, kept, rows, spread, None, mul)]
+        for some in () if full is None else blocks(full, span.count):
+            carried.append(
+                _through_mlp(layer, kept, rows, *_attention_of_full(layer, kept, span, rows, some, mul), mul)
+            )
         if one is not None:
-            parts.append(_attention_of_one(layer, kept, rows, one, queries(number, rows), mul))
-        full = merged([_through_mlp(layer, kept, rows, parts, mul), joins.spread_post])
-        mid = joins.mid
+            state = queries(number, rows)
+            for some in blocks(one, rows.count):
+                found = _attention_of_one(layer, kept, rows, some, state, mul)
+                carried.append(_through_mlp(layer, kept, rows, *found, mul))
+        full = merged([*carried, joins.spread_post])
         if mid is not None and layer.mlp is not None and not layer.parallel:
             mid = Branches(mid.delta + mlp_delta(layer, kept, OneRow(mid.p), mid.delta, mul), mid.p, mid.slot)
         one = merged([mid, joins.post])
@@ -99,6 +107,12 @@ def merged(several: Iterable[Branches | None]) -> Branches | None:
 
 
 FIELDS = (("delta", 1), ("p", 0), ("slot", 0))
+
+
+def _at_rows(one: Branches, rows: Rows) -> Branches:
+    """Branches of one row as differences of the rows given, zero but at their own."""
+    own = rows.positions(len(one.delta)).to(one.p.device)[:, None] == one.p[:, None]  # [batch branch row]
+    return Branches(one.delta[:, :, None] * own[..., None], one.p, one.slot)
 
 
 def _attention_of_full(
@@ -122,32 +136,38 @@ def _attention_of_one(
     position = here.positions(len(dy))
     dk, dv = turned(attn.rotary, mul.heads(dy, attn.W_K), position), mul.heads(dy, attn.W_V)
     dz = column_update(attn, state, base, rows, one.p, dk, dv, mul)  # [batch branch row head d_head]
-    at = rows.positions(len(dy)).to(dy.device)  # [batch row]
-    own = at[:, None] == one.p[:, None]  # [batch branch row]
-    dz = dz.masked_fill(own[..., None, None], 0)
-    reached = own.any(-1).any(0)  # branches whose own row is needed
-    if bool(reached.any()):
-        some = reached.nonzero()[:, 0]
+    own = OwnRows.of(rows, one.p, len(dy))
+    if len(own.branch):  # branches whose own row is needed
+        some = own.branch
         dq = turned(attn.rotary, mul.heads(dy[:, some], attn.W_Q), position[:, some])
-        changed = own_row(attn, base, one.p[some], dq, dk[:, some], dv[:, some], mul)
-        dz = dz.index_add(1, some, own[:, some, :, None, None] * changed[:, :, None])
-    before = own[..., None] * one.delta[:, :, None]  # [batch branch row d_model]
-    carried = own[..., None] * dy[:, :, None] if layer.adds_to_normed else before
-    mid = mul(dz.flatten(-2), attn.W_O.flatten(0, 1)) + carried
+        own.put(dz, own_row(attn, base, one.p[some], dq, dk[:, some], dv[:, some], mul))
+    mid = mul(dz.flatten(-2), attn.W_O.flatten(0, 1))
+    own.add(mid, (dy if layer.adds_to_normed else one.delta)[:, own.branch])
+    before = None
+    if layer.parallel:
+        before = torch.zeros_like(mid)
+        own.add(before, one.delta[:, own.branch])
     return Branches(mid, one.p, one.slot), before
 
 
 def _through_mlp(
-    layer: Layer, base: LayerRecord, rows: Rows, parts: list[tuple[Branches, Tensor | None]], mul: Products
-) -> Branches | None:
-    """All many-row branches after the MLP."""
-    mid = merged([part for part, _ in parts])
-    if mid is None or layer.mlp is None:
+    layer: Layer, base: LayerRecord, rows: Rows, mid: Branches, before: Tensor | None, mul: Products
+) -> Branches:
+    """Many-row branches after the MLP; `before` is what the MLP of a parallel block reads, None for no difference."""
+    if layer.mlp is None or (layer.parallel and before is None):
         return mid
-    if layer.parallel:
-        before = [torch.zeros_like(part.delta) if reads is None else reads for part, reads in parts if len(part.p)]
-        return Branches(mid.delta + mlp_delta(layer, base, rows, torch.cat(before, 1), mul), mid.p, mid.slot)
-    return Branches(mid.delta + mlp_delta(layer, base, rows, mid.delta, mul), mid.p, mid.slot)
+    reads = before if layer.parallel else mid.delta
+    return Branches(mid.delta + mlp_delta(layer, base, rows, reads, mul), mid.p, mid.slot)
+
+
+def blocks(branches: Branches, n_rows: int) -> Iterable[Branches]:
+    """Branches in groups whose rows stay in a CPU's cache through a block; on a GPU all at once."""
+    n_batch, width = len(branches.delta), branches.delta.shape[-1]
+    size = max(1, BLOCK // (n_batch * n_rows * width))
+    if branches.delta.is_cuda or len(branches.p) <= size:
+        return (branches,)
+    parts = zip(branches.delta.split(size, 1), branches.p.split(size), branches.slot.split(size), strict=True)
+    return (Branches(*part) for part in parts)
 
 
 def rows_to_read(read: Bool[Tensor, "batch pos"], span: Span) -> Rows:

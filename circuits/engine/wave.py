@@ -17,6 +17,8 @@ from circuits.engine.rows import Chosen, OneRow, Rows, Span, narrow
 from interp.decoder import ACTIVATIONS, Attention, Layer, Norm, Rotary
 from kernels.delta_norm import changed, standardised
 
+CACHED_ROWS = 768  # rows whose MLP is computed at once on a CPU: their neurons are still in the cache when read again
+
 
 def norm_delta(
     norm: Norm | None,
@@ -41,8 +43,18 @@ def mlp_delta(
     delta: Float[Tensor, "batch branch *row d_model"],
     mul: Products,
 ) -> Float[Tensor, "batch branch *row d_model"]:
-    """What a change of the MLP's residual input changes in its output."""
-    return mul(mlp_post_delta(layer, base, rows, delta, mul), layer.mlp.W_out)
+    """What a change of the MLP's residual input changes in its output, in pieces that stay in a CPU's cache."""
+    n_batch, n_branch = delta.shape[:2]
+    per_branch = n_batch * (1 if isinstance(rows, OneRow) else rows.count)
+    size = n_branch if delta.is_cuda else max(1, CACHED_ROWS // per_branch)
+    if n_branch <= 2 * size:
+        return mul(mlp_post_delta(layer, base, rows, delta, mul), layer.mlp.W_out)
+    out = torch.empty_like(delta)
+    for first in range(0, n_branch, size):
+        part = slice(first, first + size)
+        some = OneRow(rows.p[part]) if isinstance(rows, OneRow) else rows
+        out[:, part] = mul(mlp_post_delta(layer, base, some, delta[:, part], mul), layer.mlp.W_out)
+    return out
 
 
 def mlp_post_delta(

@@ -26,7 +26,12 @@ MUTATIONS = {
         "is_top = state.top[at] == column[patch][:, None]",
         "is_top = state.top[at] < 0",
     ),
-    "base row not gathered": ("delta_norm", "LayerNorm", "x + delta  #", "delta  #"),
+    "base row not gathered": (
+        "delta_norm",
+        "LayerNorm",
+        "torch.add(delta, x, alpha=2)",
+        "torch.add(delta, x, alpha=0)",
+    ),
     "base activation not gathered": (
         "delta_gemm",
         "gelu",
