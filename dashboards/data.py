@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -88,29 +88,32 @@ def _run_row(root: str, name: str, config: Stamp, status: Stamp, metrics: Stamp)
 def _last_accuracy(path: Path) -> float | None:
     """Accuracy at the worst length at the newest evaluation; None before the first one."""
     try:
-        return lowest(final_accuracy(tail_rows(path)))
+        for row in newest_rows(path):
+            if accuracy := final_accuracy([row]):
+                return lowest(accuracy)
     except (AttributeError, KeyError, TypeError, ValueError):
         raise StoreError(f"{path}: a row has another form than this version writes; the file is damaged") from None
+    return None
 
 
-def tail_rows(path: Path, most: int = TAIL) -> list[dict[str, Any]]:
-    """The last complete rows of a metrics file, for a list that shows many runs.
+def newest_rows(path: Path, most: int = TAIL) -> Iterator[dict[str, Any]]:
+    """The last complete rows of a metrics file, newest first, for a list that shows many runs.
 
     The chain of check sums is not followed, which would mean reading the whole file; opening the run follows it.
+
+    Raises:
+        StoreError: at a line that is not JSON.
     """
     if not os.path.lexists(path):
-        return []
+        return
     with opened(path, 1 << 30) as (fd, size):
         data = os.pread(fd, most, max(0, size - most))
-    lines = data.split(b"\n")[0 if size <= most else 1 : -1]
-    rows = []
-    for line in lines:
+    for line in reversed(data.split(b"\n")[0 if size <= most else 1 : -1]):
         try:
             row = json.loads(line)
         except ValueError:
             raise StoreError(f"{path}: a line is not valid JSON; the file is damaged") from None
-        rows.append(row)
-    return rows
+        yield row
 
 
 def loss_rows(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
