@@ -1,5 +1,6 @@
 """What a view is given: the run to look at, the validated address, and the furniture every view shares."""
 
+import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from interp.run import Run, Store
 
 Widget = Literal["selectbox", "slider", "segments"]
 NOT_GIVEN = "not applicable"
+ADDRESS = re.compile(r":(?=//)|www(?=\.)|@", re.IGNORECASE)
+MEANING, JOINER = frozenset("\\`*_{}[]()<>#+-.!|$:~&"), "\u2060"
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,10 @@ class Page:
     def choice(self, name: str, options: Sequence[str], default: str | None = None) -> str:
         """A word of the address if it is one of `options`; else `default`, or the first; never anything unlisted."""
         return self.address.choice(name, options, default)
+
+    def text(self, name: str) -> str:
+        """Free text of the address, or nothing; it is never taken as markup, a path or a name without a check."""
+        return self.address.text(name)
 
     def put(self, **values: Any) -> None:
         """Write parameters into the address; None removes one. Use it in callbacks, or before what depends on them."""
@@ -205,9 +212,13 @@ class Page:
 
 
 def plain(value: object) -> str:
-    """Text from a file or an address with every Markdown and directive character escaped, on one line."""
-    text = " ".join(str(value).split())
-    return "".join(f"\\{letter}" if letter in "\\`*_{}[]()<>#+-.!|$:~&" else letter for letter in text)
+    """Text from a file or an address as Markdown that shows it as it is, on one line.
+
+    Every character with a meaning is escaped; addresses, which Markdown would turn into links by itself, are broken by
+    an invisible joiner.
+    """
+    text = ADDRESS.sub(lambda found: f"{found.group()}{JOINER}", " ".join(str(value).split()))
+    return "".join(f"\\{letter}" if letter in MEANING else letter for letter in text)
 
 
 def parameters(query: Mapping[str, str]) -> dict[str, str]:

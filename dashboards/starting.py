@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 import streamlit as st
 
@@ -10,19 +11,44 @@ from interp import jobs
 from interp.errors import InterpError
 
 POLL_SECONDS = 1.0
+NEWS_SECONDS = 600.0
 COLOURS = {
     "starting": "blue", "running": "blue", "done": "green", "cancelled": "gray", "failed": "red", "died": "red",
 }  # fmt: skip
 
 
 def offer(page: Page, label: str, arguments: Sequence[str], *, key: str = "offer") -> None:
-    """A button that starts one `interp` command as a job on this run; while it runs, its progress is shown instead."""
+    """A button that starts one `interp` command as a job on this run; while it runs, its progress is shown instead.
+
+    A job that has just ended otherwise than well is shown beside the button, with its last words.
+    """
     name = page.run.name if page.run is not None else None
-    mine = [one for one in jobs.active_jobs(page.store) if one.spec.run == name and one.spec.kind == arguments[0]]
-    if mine:
-        follow(page, mine[0])
-    elif st.button(label, key=f"{page.view}.{key}", icon=":material/play_arrow:"):
+    last = newest(page, name, arguments[0])
+    status = last.status() if last is not None else None
+    if last is not None and status is not None and status.active:
+        follow(page, last)
+        return
+    if last is not None and status is not None and status.state != "done" and just_ended(status):
+        show(page, last, status)
+    if st.button(label, key=f"{page.view}.{key}", icon=":material/play_arrow:"):
         begin(page, arguments, name)
+
+
+def newest(page: Page, run: str | None, kind: str) -> jobs.Job | None:
+    """The job of this kind on this run that was started last; damaged ones are passed over."""
+    for one in jobs.jobs(page.store):
+        try:
+            spec, _ = one.spec, one.status()
+        except InterpError:
+            continue
+        if spec.run == run and spec.kind == kind:
+            return one
+    return None
+
+
+def just_ended(status: jobs.JobStatus) -> bool:
+    """It ended within the last ten minutes, so how it ended is still news."""
+    return status.ended is not None and (datetime.now(UTC) - status.ended).total_seconds() < NEWS_SECONDS
 
 
 def begin(page: Page, arguments: Sequence[str], run: str | None) -> None:

@@ -90,7 +90,9 @@ class Job:
                 return again
             state: State = "cancelled" if cancelling else "died"
             message = "stopped by the user" if cancelling else "its process is gone without a word; see its log"
-            return again.model_copy(update={"state": state, "message": message, "pid": pid, "born": born})
+            ended = datetime.fromtimestamp(os.lstat(self.path / (CANCEL if cancelling else STATUS)).st_mtime, UTC)
+            seen = {"state": state, "message": message, "pid": pid, "born": born, "ended": ended}
+            return again.model_copy(update=seen)
         return stored.model_copy(update={"pid": pid, "born": born, "cancelling": cancelling})
 
     def log(self, most: int = LOG_TAIL) -> str:

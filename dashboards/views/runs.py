@@ -1,7 +1,6 @@
 """The list of runs and jobs: what there is, how far it is, start a training, cancel one, compare two."""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 
 import streamlit as st
 
@@ -19,7 +18,6 @@ ICON = ":material/list:"
 
 POLL_SECONDS = 2.0
 RECENT_JOBS = 5
-NEWS_SECONDS = 600.0
 RESUMABLE = ("interrupted", "died", "failed", "created")
 COLUMNS = {
     "run": st.column_config.TextColumn("run", pinned=True),
@@ -63,7 +61,7 @@ def _jobs(page: Page, live: bool) -> None:
         st.progress(min(1.0, done), text=f"{plain(row.run)}: step {row.step} of at most {row.steps}{accuracy}")
     if not listed:
         return
-    with st.expander("Jobs", expanded=live or _just_ended(listed[0])):
+    with st.expander("Jobs", expanded=live or _news(listed[0])):
         for job in listed[:RECENT_JOBS]:
             with page.guarded("This job's folder is damaged; it can be deleted."):
                 starting.show(page, job, job.status())
@@ -71,13 +69,11 @@ def _jobs(page: Page, live: bool) -> None:
             st.caption(f"and {len(listed) - RECENT_JOBS} older ones; `interp jobs ls` lists them all")
 
 
-def _just_ended(job: jobs.Job) -> bool:
-    """It ended within the last ten minutes, so how it ended is still news."""
+def _news(job: jobs.Job) -> bool:
     try:
-        ended = job.status().ended
+        return starting.just_ended(job.status())
     except InterpError:
         return False
-    return ended is not None and (datetime.now(UTC) - ended).total_seconds() < NEWS_SECONDS
 
 
 def _running(page: Page) -> list[data.RunRow]:

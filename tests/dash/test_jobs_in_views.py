@@ -85,6 +85,7 @@ def test_a_report_is_built_as_a_job_and_then_shown(view, normal_store):
     job.cancel()
     app.run()
     assert not app.exception
+    assert "cancelled" in badges(app)
     assert app.button(key="report.offer")
 
 
