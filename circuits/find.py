@@ -162,7 +162,11 @@ def _score_all(course: _Course) -> None:
 
 def _affordable_steps(course: _Course, warm: Tensor | None) -> int:
     """Gradient steps of the masks that fit the budget; 0 where too few do."""
-    one = load("search", "masks").predicted_seconds(course.search(warm, 1))
+    masks = load("search", "masks")
+    if course.rankings and not masks.circuits_at_once(course.search(warm, 1)):
+        course.notes.append("masks left out: their gradients do not fit the memory for batched runs")
+        return 0
+    one = masks.predicted_seconds(course.search(warm, 1))
     steps = min(STEPS[1], int(course.settings.seconds / max(one, 1e-9)))
     if steps >= STEPS[0]:
         return steps

@@ -37,7 +37,7 @@ class Masks:
         """Score every edge on the prompts of the part "score"."""
         problem = search.problem
         runs, live = search.part.runs, problem.live
-        prices = PRICES if self.circuits_at_once(search) >= len(PRICES) else PRICES[1:3]
+        prices = self.prices(search)
         with torch.inference_mode(False), torch.enable_grad():
             gates = trained(runs, live, start(search), prices, search)
         score = torch.zeros_like(live, dtype=gates.dtype)
@@ -51,13 +51,17 @@ class Masks:
         runs = search.part.runs
         return runs.max_bytes // max(1, 10 * runs.bytes_each(search.problem.by_position))
 
+    def prices(self, search: Search) -> tuple[float, ...]:
+        """All prices, or as many from the middle as the memory budget has room for, at least one."""
+        fit = self.circuits_at_once(search)
+        return PRICES if fit >= len(PRICES) else PRICES[1:3] if fit > 1 else PRICES[1:2]
+
     def predicted_seconds(self, search: Search) -> float:
         """Six forward passes for each step and price, more where queries read keys anew."""
         problem, pairs = search.problem, search.part.pairs
         n_pos = pairs.clean.shape[1]
         work = forward_flops(problem.decoder, n_pos) * len(pairs) * (n_pos / 2 if problem.by_position else 1)
-        prices = min(len(PRICES), max(2, self.circuits_at_once(search)))
-        return 6 * search.steps * prices * work / product_speed(problem.decoder, 1024)
+        return 6 * search.steps * len(self.prices(search)) * work / product_speed(problem.decoder, 1024)
 
 
 def start(search: Search) -> Tensor:
