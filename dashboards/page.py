@@ -142,17 +142,22 @@ class Page:
         st.caption(" · ".join(f"{name}: {plain(value)}" for name, value in {**made, "n": n}.items()))
 
     def share(self, command: str | None = None, python: str | None = None) -> None:
-        """A button beside the title with the full link, the command that gives the same, and the Python for it.
+        """Offer the full link, the command that gives the same, and the Python for it, in a button beside the title.
 
-        Call it last, so that the link names everything that was read.
+        The button is drawn once the whole view has been read, so the link names everything in it.
 
         Args:
             command: from `self.command(...)`; None where no command gives this.
             python: lines after `self.python_start()`; None where there is nothing to say.
         """
-        self.slots["shared"] = True
-        place = self.slots["share"] if "share" in self.slots else st.container()
-        with place, st.popover("Share", icon=":material/share:", key=f"{self.view}.share"):
+        self.slots["shared"] = (command, python)
+
+    def draw_share(self) -> None:
+        """Draw the button; called by the router after the view. One that stopped early can still be sent."""
+        if "share" not in self.slots:
+            return
+        command, python = self.slots.get("shared") or (self.command("runs", "show"), "print(run.config)")
+        with self.slots["share"], st.popover("Share", icon=":material/share:", key=f"{self.view}.share"):
             st.markdown("**Copy link** (to exactly this state, for whoever sees this store)")
             st.code(self.link(), language=None, wrap_lines=True)
             if command:

@@ -83,8 +83,7 @@ def show(view: ViewFile, store: Store, pages: Mapping[str, Any]) -> None:
     render: Callable[[Page], None] = load("view", view.id)
     with page.guarded("The other views and runs are not affected.", page.command("runs", "show")):
         render(page)
-        if "share" in page.slots and "shared" not in page.slots:  # a view that stopped early can still be sent
-            page.share(page.command("runs", "show"), "print(run.config)")
+    page.draw_share()
 
 
 def chosen_run(store: Store, name: str | None) -> tuple[Run | None, InterpError | None]:
