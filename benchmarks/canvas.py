@@ -24,13 +24,12 @@ import numpy as np
 import psutil
 import torch
 
-from dashboards.attention_data import exact_head
 from dashboards.launch import STORE, command, free_port, stop, wait_until_up
 from interp.registry import load
 from interp.run import Run, Store
 from interp.run_config import assemble
 from interp.tasks.base import preset_of
-from probes.patterns_store import PatternPrompt, PatternRecord, pattern_index, pattern_key
+from probes.patterns_store import PatternPrompt, PatternRecord, pattern_index, pattern_key, read_patterns
 from tests.browser.chromium import Page, Pipe, chromium
 
 BARS = {
@@ -158,7 +157,7 @@ def gate(page: Page, run: Run, head: int) -> None:
     waited(page, f"{EXACT} !== '…'")
     state = page.evaluate(f"{HANDLE}.state()")
     index = pattern_index(run)
-    stored = exact_head(run, index, 0, state["step"], state["layer"], head)[state["q"], state["k"]]
+    stored = read_patterns(run, index, 0, [state["step"]])[0, state["layer"], head, state["q"], state["k"]]
     if abs(float(page.evaluate(EXACT)) - stored) > 1e-6 or abs(state["attention"] - stored) > 0.004:
         sys.exit(f"the page shows {page.evaluate(EXACT)} for {stored}; nothing is reported")
 

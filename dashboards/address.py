@@ -43,6 +43,11 @@ class Address:
         given = self.raw.get(name)
         return self._seen(name, given if given in options else fallback)
 
+    def text(self, name: str) -> str:
+        """Free text, or nothing; whoever uses it checks what it means."""
+        given = self.raw.get(name, "")
+        return self._seen(name, given) if given else ""
+
     def update(self, values: Mapping[str, Any]) -> None:
         """Take over parameters that were written."""
         for name, value in values.items():

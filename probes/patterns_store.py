@@ -22,7 +22,19 @@ PER_LENGTH = 3  # sequences of each length
 MOST_CHECKPOINTS = 200
 MANIFEST, MANIFEST_BYTES = "MANIFEST.json", 64 << 10
 # What the patterns of a checkpoint depend on; edited code never finds old patterns.
-SOURCES = ("interp/model.py", "interp/hooks.py", "interp/tasks/*.py", "probes/attention.py", "probes/patterns_*.py")
+SOURCES = (
+    "interp/model.py",
+    "interp/hooks.py",
+    "interp/tasks/*.py",
+    "probes/attention.py",
+    "probes/patterns_compute.py",
+)
+    "interp/model.py",
+    "interp/hooks.py",
+    "interp/tasks/*.py",
+    "probes/attention.py",
+    "probes/patterns_compute.py",
+)
 
 
 class PatternPrompt(Frozen):

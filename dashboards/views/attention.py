@@ -1,26 +1,32 @@
 """Attention patterns through training: every head on one sequence, scrubbed and played in the browser."""
 
+from typing import Any
+
 import streamlit as st
 
-from circuits.report.canvas.grid import attention_grid as offline_grid
 from dashboards import cached
 from dashboards.address import nearest
 from dashboards.attention_data import (
     EXACT_CELLS,
     Findings,
+    Shown,
     exact_head,
     findings,
     first_head,
     grid_message,
+    offline_page,
+    own_sequence,
     shown_steps,
     stamp_of,
+    stored_sequence,
 )
 from dashboards.circuitsvis_view import draw_circuitsvis
 from dashboards.components.attention_grid import attention_grid, guide_attention
 from dashboards.page import Page, plain
 from dashboards.starting import offer
 from interp.errors import InterpError
-from interp.run import Run
+from interp.jobs import ask
+from interp.run import Run, Store
 from probes.patterns_store import PatternIndex, pattern_index
 
 TITLE = "Attention"
@@ -28,6 +34,16 @@ ORDER = 20
 ICON = ":material/grid_on:"
 
 GRID = "attention-grid"
+PYTHON = """\
+from circuits.report.canvas.grid import attention_grid
+
+attention_grid(run, sequence={example})  # in a notebook; .save("attention.html") writes a page"""
+PYTHON_OWN = """\
+from circuits.report.canvas.grid import grid_of_patterns
+from probes.patterns_own import patterns_of_inputs
+
+own = patterns_of_inputs(run, {inputs})
+grid_of_patterns(own.patterns, own.tokens, steps=own.steps, targets=own.targets)"""
 
 
 def render(page: Page) -> None:
@@ -41,76 +57,94 @@ def render(page: Page) -> None:
         page.header()
         missing(page, page.run)
         return
-    prompts = index.record.prompts
-    page.header(n="1 held-out sequence")
+    inputs = page.text("own").split()
+    page.header(n="1 sequence of one's own" if inputs else "1 held-out sequence")
     found = roles(page.run)
-    with st.container(horizontal=True, vertical_alignment="bottom"):
-        example = page.pick(
-            "example", "Sequence", range(len(prompts)), page.number("example", 0, len(prompts) - 1),
-            show=lambda place: f"{prompts[place].label}: {' '.join(prompts[place].tokens)}"[:90],
-        )  # fmt: skip
+    row = st.container(horizontal=True, vertical_alignment="bottom")
+    with row:
+        example = choose(page, index)
         second = page.pick("beside", "Second view", ["none", "circuitsvis"], widget="segments")
-        download(page.run, example, found)
     if index.missing:
         late(page, page.run, index)
-    draw(page, page.run, index, example, found)
-    if second == "circuitsvis":
-        beside(page, page.run, index, example, found)
-    page.share(
-        page.command("patterns"),
-        "from circuits.report.canvas.grid import attention_grid\n\n"
-        f"attention_grid(run, sequence={example})  # in a notebook; .save('attention.html') writes a page",
+    with page.guarded("Write the inputs alone, separated by spaces; the task's rule writes the rest."):
+        shown = own(page.run, page.store, index, inputs) if inputs else stored_sequence(page.run, index, example)
+        with row:
+            download(page.run, shown, found)
+        draw(page, shown, found)
+        st.caption("Your own inputs; nothing is stored." if inputs else f"Sequences: {plain(index.record.rule)}.")
+        if second == "circuitsvis":
+            beside(page, shown, found)
+    python = PYTHON_OWN.format(inputs=inputs) if inputs else PYTHON.format(example=example)
+    page.share(page.command("patterns"), python)
+
+
+def choose(page: Page, index: PatternIndex) -> int:
+    """Pick a stored sequence, or write inputs of one's own, which come first while they are there."""
+    prompts = index.record.prompts
+    key = "attention.own"
+    example = page.pick(
+        "example", "Sequence", range(len(prompts)), page.number("example", 0, len(prompts) - 1),
+        show=lambda place: f"{prompts[place].label}: {' '.join(prompts[place].tokens)}"[:90],
+    )  # fmt: skip
+    st.session_state[key] = page.text("own")
+    st.text_input(
+        "Or your own inputs",
+        key=key,
+        on_change=lambda: page.put(own=st.session_state[key].strip() or None, q=None, k=None),
+        placeholder="such as 7 3 9 1",
+        help="Names of input tokens, separated by spaces. The task's rule writes the whole sequence.",
+        width=220,
     )
+    return example
 
 
-def draw(page: Page, run: Run, index: PatternIndex, example: int, found: Findings) -> None:
+def own(run: Run, store: Store, index: PatternIndex, inputs: list[str]) -> Shown:
+    """The sequence of one's own inputs, from the worker; asked once for the same inputs and checkpoints."""
+    checkpoints = " ".join([str(run.path), *sorted(index.keys.values())])
+    answer = _asked(str(store.root), run.name, tuple(inputs), checkpoints)
+    return own_sequence(answer, inputs, checkpoints)
+
+
+def draw(page: Page, shown: Shown, found: Findings) -> None:
     """The grid, led by the address; what is chosen in it goes into the address."""
-    stamp = stamp_of(index, example, found)
-    frames = _frames(str(run.path), stamp, run, index, example, found)
-    picked = attention_grid(frames, key=GRID)
+    stamp = stamp_of(shown, found)
+    picked = attention_grid(_frames(stamp, shown, found), key=GRID)
     if picked is not None:
         place = {"step": picked.step, "layer": picked.layer, "head": picked.head, "q": picked.q, "k": picked.k}
         page.put(**place, draw=picked.mode)
-    steps, (layer, head) = shown_steps(index), chosen_head(page, run, index, example, found)
-    step = nearest(str(page.get("step")), steps)
-    tokens = index.record.prompts[example].tokens
-    q, k = (page.number(name, -1, len(tokens) - 1, -1) for name in ("q", "k"))
+    steps, (layer, head) = shown_steps(shown), chosen_head(page, shown, found)
+    step, n_pos = nearest(str(page.get("step")), steps), len(shown.tokens)
+    q, k = (page.number(name, -1, n_pos - 1, -1) for name in ("q", "k"))
     cell = (q, k) if q >= 0 and k >= 0 else None
-    values = exact_head(run, index, example, step, layer, head)
+    values = exact_head(shown, step, layer, head)
     exact = {"step": step, "layer": layer, "head": head}
-    if len(tokens) ** 2 <= EXACT_CELLS:
+    if n_pos**2 <= EXACT_CELLS:
         exact["values"] = values
     elif cell is not None:
         exact |= {"q": q, "k": k, "value": float(values[cell])}
     place, mode = steps.index(step), page.choice("draw", ["matrix", "lines"])
     guide_attention(GRID, stamp, checkpoint=place, layer=layer, head=head, cell=cell, mode=mode, exact=exact)
-    st.caption(f"Sequences: {plain(index.record.rule)}.")
 
 
-def chosen_head(page: Page, run: Run, index: PatternIndex, example: int, found: Findings) -> tuple[int, int]:
+def chosen_head(page: Page, shown: Shown, found: Findings) -> tuple[int, int]:
     """Layer and head of the address; the head that tells most where it names none."""
-    layer, head = first_head(run, index, example, found)
-    return (
-        page.number("layer", 0, index.record.n_layers - 1, layer),
-        page.number("head", 0, index.record.n_heads - 1, head),
-    )
+    layer, head = first_head(shown, found)
+    return page.number("layer", 0, shown.n_layers - 1, layer), page.number("head", 0, shown.n_heads - 1, head)
 
 
-def beside(page: Page, run: Run, index: PatternIndex, example: int, found: Findings) -> None:
+def beside(page: Page, shown: Shown, found: Findings) -> None:
     """The selected head in circuitsvis."""
-    step = nearest(str(page.get("step")), index.steps)
-    layer, head = chosen_head(page, run, index, example, found)
+    step, (layer, head) = nearest(str(page.get("step")), shown.steps), chosen_head(page, shown, found)
     st.subheader(f"L{layer}.H{head} at step {step:,} in circuitsvis", anchor=False)
-    with page.guarded():
-        pattern = exact_head(run, index, example, step, layer, head)
-        draw_circuitsvis(list(index.record.prompts[example].tokens), pattern, f"L{layer}.H{head}")
+    draw_circuitsvis(list(shown.tokens), exact_head(shown, step, layer, head), f"L{layer}.H{head}")
 
 
-def download(run: Run, example: int, found: Findings) -> None:
+def download(run: Run, shown: Shown, found: Findings) -> None:
     """The grid as one offline file."""
+    title = f"{run.name}: attention through training, {shown.label}"
     st.download_button(
         "Download",
-        data=lambda: offline_grid(run, sequence=example, roles=found.roles, emerged=found.emerged).html(),
+        data=lambda: offline_page(shown, found, title).html(),
         file_name=f"{run.name}-attention.html",
         mime="text/html",
         icon=":material/download:",
@@ -139,8 +173,13 @@ def missing(page: Page, run: Run) -> None:
 
 
 @st.cache_data(max_entries=8, show_spinner=False)
-def _frames(path: str, made_of: str, _run: Run, _index: PatternIndex, prompt: int, _found: Findings) -> bytes:
-    return grid_message(_run, _index, prompt, _found, GRID)
+def _frames(stamp: str, _shown: Shown, _found: Findings) -> bytes:
+    return grid_message(_shown, _found, GRID)
+
+
+@st.cache_data(max_entries=8, show_spinner="Asking the worker; the first answer takes a few seconds.")
+def _asked(root: str, run: str, inputs: tuple[str, ...], checkpoints: str) -> dict[str, Any]:
+    return ask(Store(root), "own_patterns", {"run": run, "inputs": list(inputs)}, 120.0)
 
 
 def roles(run: Run) -> Findings:

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 from benchmarks.canvas import EXACT, HANDLE, PAINTED, stored, waited
-from dashboards.attention_data import exact_head
 from dashboards.launch import STORE, command, free_port, stop, wait_until_up
 from interp.run import Store
-from probes.patterns_store import pattern_index, pattern_key
+from probes.patterns_store import pattern_index, pattern_key, read_patterns
 from tests.browser.chromium import Page, chromium, require_chromium
 from tests.security.test_report_injection import PAYLOADS
 
@@ -86,8 +85,8 @@ def foreign(page: Page, base: str) -> list[str]:
 def exact_of(store: Store, page: Page, name: str) -> float:
     """The stored value of the cell that the page shows."""
     state, run = page.evaluate(f"{HANDLE}.state()"), store.run(name)
-    head = exact_head(run, pattern_index(run), 0, state["step"], state["layer"], state["head"])
-    return head[state["q"], state["k"]]
+    found = read_patterns(run, pattern_index(run), 0, [state["step"]])
+    return found[0, state["layer"], state["head"], state["q"], state["k"]]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -165,7 +164,7 @@ def test_another_sequence_never_shows_exact_values_of_the_one_before(page, base,
     page.press("Enter")
     waited(page, f"{HANDLE}?.element.querySelectorAll('.ag-strip span').length === 9 && {EXACT} !== '…'")
     run = store.run("plain")
-    stored_head = exact_head(run, pattern_index(run), 1, 11, 0, 1)
+    stored_head = read_patterns(run, pattern_index(run), 1, [11])[0, 0, 1]
     for q, k, exact in (text.split(",") for text in page.evaluate("[...window.shown]")):
         assert exact == "…" or float(exact) == pytest.approx(stored_head[int(q), int(k)], rel=1e-5)
 

@@ -10,9 +10,12 @@ import pytest
 
 from circuits.report.canvas.encode import levels_of
 from dashboards.components.attention_grid import GRID, GUIDE
+from dashboards.views import attention
 from interp import jobs
 from interp.errors import JobError
+from interp.worker import Warm
 from probes.patterns_compute import store_patterns
+from probes.patterns_own import answer, patterns_of_inputs
 from probes.patterns_store import pattern_index, pattern_key, read_patterns
 from tests.dash.conftest import HOSTILE
 from tests.dash.seen import text
@@ -166,3 +169,39 @@ def test_circuitsvis_is_shown_beside_the_grid_without_loading_torch_or_the_packa
     code = "import sys, dashboards.views.attention; print(sorted({'torch', 'circuitsvis'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.fixture
+def worker(monkeypatch):
+    """The worker's own function, asked without a process; the list holds what was asked."""
+    asked = []
+
+    def ask(store, name, request, timeout):
+        asked.append((name, request))
+        return answer(Warm(store), request)
+
+    monkeypatch.setattr(attention, "ask", ask)
+    return asked
+
+
+def test_own_inputs_are_answered_by_the_worker_and_kept_in_the_address(view, stored, worker):
+    app = view(stored, "attention", run="tiny", own="1 0 1", step=16, layer=1, head=0)
+    assert not app.exception
+    assert worker == [("own_patterns", {"run": "tiny", "inputs": ["1", "0", "1"]})]
+    head = message(app)
+    assert head["examples"][0]["tokens"] == ["BoS", "1", "0", "1", "EoI", "1", "1", "0", "EoS"]
+    own = patterns_of_inputs(stored.run("tiny"), ["1", "0", "1"])
+    start, stop = head["examples"][0]["patterns"][2]
+    assert head["body"][start:stop] == levels_of(own.patterns[2]).tobytes()
+    assert "own=1+0+1" in text(app)
+    app.text_input(key="attention.own").set_value("").run()
+    assert "own" not in app.query_params
+    assert message(app)["examples"][0]["label"] == "length 5, sequence 1"
+
+
+@pytest.mark.parametrize("inputs", ["7", "BoS", "1 0 1 0 1 0 1 0", HOSTILE[:190]])
+def test_own_inputs_that_the_task_refuses_are_explained(view, stored, worker, inputs):
+    app = view(stored, "attention", run="tiny", own=inputs)
+    assert not app.exception
+    assert "Write the inputs alone" in text(app)
+    assert not app.get("bidi_component")

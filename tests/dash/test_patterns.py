@@ -4,14 +4,16 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from circuits.report.canvas.grid import attention_grid
 from interp.cli import main
-from interp.errors import StoreError, UsageError
+from interp.errors import StoreError, TaskError, UnknownName, UsageError
 from interp.train import load_model
 from probes import patterns_store
 from probes.attention import attention_patterns
 from probes.patterns_compute import store_patterns
+from probes.patterns_own import patterns_of_inputs
 from probes.patterns_store import PatternRecord, followed, pattern_index, pattern_key, read_patterns
 
 
@@ -61,6 +63,26 @@ def test_a_record_whose_target_lies_outside_its_tokens_is_refused(normal_store):
     run.write_analysis(key, record, arrays)
     with pytest.raises(StoreError, match="outside its"):
         pattern_index(run)
+
+
+def test_own_inputs_become_the_sequence_that_the_task_writes(normal_store):
+    run = normal_store.run("tiny")
+    own = patterns_of_inputs(run, ["1", "1"])
+    assert own.tokens == ["BoS", "1", "1", "EoI", "1", "0", "EoS"]
+    assert own.steps == [0, 8, 16, 32, 60]
+    model, task, _ = load_model(run, 60)
+    ids = torch.tensor([[task.vocabulary.id(name) for name in own.tokens]])
+    assert np.abs(own.patterns[-1] - attention_patterns(model, ids)[:, 0].numpy()).max() <= 1e-6
+
+
+def test_an_input_that_the_task_refuses_is_named_as_it_was_written(normal_store):
+    run = normal_store.run("tiny")
+    with pytest.raises(TaskError, match="'EoI' cannot be an input"):
+        patterns_of_inputs(run, ["1", "EoI"])
+    with pytest.raises(UnknownName, match="unknown token '7'"):
+        patterns_of_inputs(run, ["7"])
+    with pytest.raises(TaskError, match="no length 9"):
+        patterns_of_inputs(run, ["1"] * 9)
 
 
 def test_the_command_prints_what_it_did_and_its_object_is_valid(normal_store, capsys):
