@@ -29,12 +29,6 @@ SOURCES = (
     "probes/attention.py",
     "probes/patterns_compute.py",
 )
-    "interp/model.py",
-    "interp/hooks.py",
-    "interp/tasks/*.py",
-    "probes/attention.py",
-    "probes/patterns_compute.py",
-)
 
 
 class PatternPrompt(Frozen):
