@@ -82,6 +82,19 @@ def load_group(group: str) -> dict[str, Any]:
     return {point.name: _load_plugin(point) for point in sorted(entry_points(group=group), key=lambda one: one.name)}
 
 
+def load_entry(group: str, name: str) -> Any:
+    """What one entry point of a group offers, so that a broken one hides no other.
+
+    Raises:
+        UnknownName: if the group has none of that name.
+        InterpError: naming the entry point that cannot be loaded and the package it comes from.
+    """
+    points = {point.name: point for point in entry_points(group=group)}
+    if name not in points:
+        raise UnknownName(f"entry point of {group}", name, points)
+    return _load_plugin(points[name])
+
+
 def _kind(kind: str) -> Kind:
     if kind not in KINDS:
         raise UnknownName("kind of entry", kind, KINDS)

@@ -10,11 +10,12 @@ import time
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interp.errors import InterpError, UnknownName
-from interp.registry import load_group
+from interp.registry import load_entry
 from interp.run import Store
 from interp.worker_client import GROUP, LONGEST_REQUEST
 
@@ -111,39 +112,36 @@ def serve(store: Store, path: Path, idle: float = IDLE_SECONDS) -> None:
 
 
 class Handlers(Mapping[str, Handler]):
-    """The request functions by name; torch and their modules load in a thread that the first question waits for."""
+    """The request functions by name, each loaded when first asked for; torch loads in a thread that it waits for."""
 
     def __init__(self) -> None:
+        self._names = sorted(point.name for point in entry_points(group=GROUP))
         self._found: dict[str, Handler] = {}
-        self._error: InterpError | None = None
-        self._loading = threading.Thread(target=self._load, name="loading")
+        self._loading = threading.Thread(target=_load_torch, name="loading")
         self._loading.start()
 
-    def _load(self) -> None:
-        import torch
-
-        import interp.train  # noqa: F401
-
-        torch.set_num_threads(1)
-        try:
-            self._found = load_group(GROUP)
-        except InterpError as error:
-            self._error = error
-
-    def _loaded(self) -> dict[str, Handler]:
-        self._loading.join()
-        if self._error is not None:
-            raise self._error
-        return self._found
-
     def __getitem__(self, name: str) -> Handler:
-        return self._loaded()[name]
+        self._loading.join()
+        if name not in self._found:
+            self._found[name] = load_entry(GROUP, name)
+        return self._found[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._loaded())
+        return iter(self._names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
 
     def __len__(self) -> int:
-        return len(self._loaded())
+        return len(self._names)
+
+
+def _load_torch() -> None:
+    import torch
+
+    import interp.train  # noqa: F401
+
+    torch.set_num_threads(1)
 
 
 def _one(warm: Warm, handlers: Mapping[str, Handler], connection: socket.socket) -> None:

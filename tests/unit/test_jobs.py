@@ -16,7 +16,7 @@ from interp.cli import main
 from interp.errors import InterpError, JobError, RunNameError, StoreError, UnknownName, UsageError
 from interp.processes import alive, birth, detach, end_within, wait_gone
 from interp.run import Store
-from interp.worker import Warm, answer
+from interp.worker import Handlers, Warm, answer
 from interp.worker_client import exchange, socket_path
 
 SECONDS = 90.0
@@ -199,6 +199,20 @@ def test_each_question_gets_one_answer_or_one_line(tmp_path, line, says):
         assert found["answer"] == says
     else:
         assert says in found["error"]
+
+
+def test_a_request_function_that_cannot_be_loaded_hides_no_other(tmp_path, monkeypatch):
+    info = tmp_path / "extra-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: extra\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[interp.worker]\nbroken = nowhere_at_all:answer\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = Handlers()
+    assert {"broken", "checkpoint"} <= set(found)
+    warm = Warm(Store(tmp_path))
+    said = answer(warm, found, b'{"name": "broken", "request": {}}')["error"]
+    assert "entry point broken = nowhere_at_all:answer" in said
+    assert "unknown run 'x'" in answer(warm, found, b'{"name": "checkpoint", "request": {"run": "x"}}')["error"]
 
 
 def test_what_is_kept_is_made_once_and_the_oldest_goes():
