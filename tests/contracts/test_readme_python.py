@@ -23,5 +23,5 @@ def test_the_python_of_the_readme_prints_the_headline_of_a_run(root, tmp_path, m
 def test_pictures_of_the_readme_exist_and_are_small(root):
     text = (root / "README.md").read_text(encoding="utf-8")
     names = re.findall(r'src(?:set)?="([^"]+)"', text)
-    assert len(names) == 2
+    assert len(names) == 4  # two pictures, light and dark
     assert all((root / name).stat().st_size < 300_000 for name in names)
