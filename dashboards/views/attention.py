@@ -116,19 +116,18 @@ def draw(page: Page, shown: Shown, found: Findings) -> None:
     step, n_pos = nearest(str(page.get("step")), steps), len(shown.tokens)
     q, k = (page.number(name, -1, n_pos - 1, -1) for name in ("q", "k"))
     cell = (q, k) if q >= 0 and k >= 0 else None
-    values = exact_head(shown, step, layer, head)
-    exact = {"step": step, "layer": layer, "head": head}
+    exact: dict[str, Any] = {"step": step, "layer": layer, "head": head}
     if n_pos**2 <= EXACT_CELLS:
-        exact["values"] = values
+        exact["values"] = exact_head(shown, step, layer, head)
     elif cell is not None:
-        exact |= {"q": q, "k": k, "value": float(values[cell])}
+        exact |= {"q": q, "k": k, "value": float(exact_head(shown, step, layer, head)[cell])}
     place, mode = steps.index(step), page.choice("draw", ["matrix", "lines"])
     guide_attention(GRID, stamp, checkpoint=place, layer=layer, head=head, cell=cell, mode=mode, exact=exact)
 
 
 def chosen_head(page: Page, shown: Shown, found: Findings) -> tuple[int, int]:
     """Layer and head of the address; the head that tells most where it names none."""
-    layer, head = first_head(shown, found)
+    layer, head = _first_head(stamp_of(shown, found), shown, found)
     return page.number("layer", 0, shown.n_layers - 1, layer), page.number("head", 0, shown.n_heads - 1, head)
 
 
@@ -175,6 +174,11 @@ def missing(page: Page, run: Run) -> None:
 @st.cache_data(max_entries=8, show_spinner=False)
 def _frames(stamp: str, _shown: Shown, _found: Findings) -> bytes:
     return grid_message(_shown, _found, GRID)
+
+
+@st.cache_data(max_entries=64, show_spinner=False)
+def _first_head(stamp: str, _shown: Shown, _found: Findings) -> tuple[int, int]:
+    return first_head(_shown, _found)
 
 
 @st.cache_data(max_entries=8, show_spinner="Asking the worker; the first answer takes a few seconds.")
