@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from circuits.patch_command.stored import StoredPatches
+from circuits.patch_command.stored import SHOWN, StoredPatches
 from circuits.report.canvas.heat import HeatPanel
 from interp.config import ModelConfig
 from interp.run import Run, Store
@@ -15,6 +15,7 @@ from interp.run import Run, Store
 MOST_ROWS = 64
 LARGEST_NAMED = 4000  # edges up to which every one is offered by name
 NOTHING = "nothing"
+POOLED = ("edge", "head", "layer")  # units that are patched at all positions at once
 
 
 @dataclass(frozen=True)
@@ -63,22 +64,22 @@ def frames_of(run: Run, found: Sequence[StoredPatches]) -> Frames:
     return Frames(tuple(found), tuple(one.arrays(run) for one in found))
 
 
+Cell = tuple[int, int, int]  # component, step of the task, place
+
+
 @dataclass(frozen=True)
 class Sheet:
-    """Panels as they are drawn, and what each cell stands for.
-
-    Attributes:
-        cells: by panel and row: component and step of the task; the column is the place.
-    """
+    """Panels as they are drawn, and which cell stands at (row, column) of each."""
 
     panels: list[HeatPanel]
-    cells: list[list[tuple[int, int]]]
+    cells: list[dict[tuple[int, int], Cell]]
 
-    def find(self, component: int, t: int, place: int) -> tuple[int, int, int] | None:
+    def find(self, cell: Cell) -> tuple[int, int, int] | None:
         """(panel, row, column) of a cell; None where it is not drawn."""
-        for panel, rows in enumerate(self.cells):
-            if (component, t) in rows and place < len(self.panels[panel].columns):
-                return panel, rows.index((component, t)), place
+        for panel, known in enumerate(self.cells):
+            for (row, column), one in known.items():
+                if one == cell:
+                    return panel, row, column
         return None
 
 
@@ -92,61 +93,88 @@ def strongest(frames: Frames, ts: Sequence[int]) -> list[int]:
     return sorted(np.argsort(-size, kind="stable")[:MOST_ROWS].tolist())
 
 
+def sheet_of(frames: Frames, layout: str, t: int, component: int) -> Sheet:
+    """One step of the task with all components, or all steps of one component."""
+    if frames.found[0].about["by"] in POOLED and layout == "heads":
+        return both_ends(frames, t)
+    return one_step(frames, t) if layout == "heads" else one_component(frames, component)
+
+
 def one_step(frames: Frames, t: int) -> Sheet:
-    """A panel for each layer: its components are rows, the positions of step t columns."""
+    """A panel for each layer (for edges each receiver): components are rows, the positions of step t columns."""
     shown = strongest(frames, [t])
-    by_layer: dict[str, list[int]] = {}
+    groups: dict[str, list[int]] = {}
     for row in shown:
-        by_layer.setdefault(_group(frames.components[row]), []).append(row)
-    if max(map(len, by_layer.values()), default=0) == 1:  # a title for each single row would only repeat it
-        by_layer = {f"step t={t}": shown}
+        groups.setdefault(_group(frames.components[row]), []).append(row)
+    if max(map(len, groups.values()), default=0) == 1:  # a title for each single row would only repeat it
+        groups = {f"step t={t}": shown}
+    columns = frames.found[0].places(t)
     panels, cells = [], []
-    for title, rows in by_layer.items():
-        panels.append(_panel(frames, title, [(row, t) for row in rows], [frames.components[row] for row in rows]))
-        cells.append([(row, t) for row in rows])
+    for title, rows in groups.items():
+        names = [_row_name(frames.components[row], title) for row in rows]
+        cells.append({(r, c): (row, t, c) for r, row in enumerate(rows) for c in range(len(columns))})
+        panels.append(_panel(frames, (title, names, columns), cells[-1], "component"))
     return Sheet(panels, cells)
 
 
 def one_component(frames: Frames, component: int) -> Sheet:
     """One panel: the steps of the task are rows, positions columns."""
-    rows = [(component, t) for t in frames.found[0].ts]
-    names = [f"t={t}" for _, t in rows]
-    return Sheet([_panel(frames, frames.components[component], rows, names, "step of the task")], [rows])
+    ts = frames.found[0].ts
+    columns = max((frames.found[0].places(t) for t in ts), key=len)
+    cells = {(r, c): (component, t, c) for r, t in enumerate(ts) for c in range(len(frames.found[0].places(t)))}
+    labels = (frames.components[component], [f"t={t}" for t in ts], columns)
+    return Sheet([_panel(frames, labels, cells, "step of the task")], [cells])
+
+
+def both_ends(frames: Frames, t: int) -> Sheet:
+    """One panel of patches at all positions at once: senders by receivers, or layers by heads."""
+    ends = [_ends(name) for name in frames.components]
+    rows, columns = (list(dict.fromkeys(one[side] for one in ends)) for side in (0, 1))
+    cells = {(rows.index(a), columns.index(b)): (index, t, 0) for index, (a, b) in enumerate(ends)}
+    row_name, column_name = ("sender", "receiver") if "->" in frames.components[0] else ("layer", "head")
+    panel = _panel(frames, (f"step t={t}, all positions at once", rows, columns), cells, row_name, column_name)
+    return Sheet([panel], [cells])
 
 
 def _panel(
-    frames: Frames, title: str, rows: list[tuple[int, int]], names: list[str], row_name: str = "component"
+    frames: Frames,
+    labels: tuple[str, list[str], list[str]],
+    cells: dict[tuple[int, int], Cell],
+    row_name: str,
+    column_name: str = "position",
 ) -> HeatPanel:
-    """Cells of several (component, t) rows over the positions of the longest step among them."""
-    columns = max((frames.found[0].places(t) for _, t in rows), key=len)
+    """The values of some cells, absent ones empty."""
+    title, rows, columns = labels
     shape = (len(frames.steps), len(rows), len(columns))
     parts = {name: np.full(shape, np.nan) for name in ("value", "low", "high")}
     tested, reasons = np.ones(shape, dtype=bool), {}
-    for index, (component, t) in enumerate(rows):
-        width = len(frames.found[0].places(t))
+    stored = {(name, t): frames.part(name, t) for _, t, _ in cells.values() for name in SHOWN}
+    for (row, column), (component, t, place) in cells.items():
         for name, table in parts.items():
-            table[:, index, :width] = frames.part(name, t)[:, component]
-        tested[:, index, :width] = frames.part("skipped", t)[:, component] == 0
-        for place in range(width):
-            if said := frames.reason(-1, t, component, place):
-                reasons[index, place] = said
+            table[:, row, column] = stored[name, t][:, component, place]
+        tested[:, row, column] = stored["skipped", t][:, component, place] == 0
+        if said := frames.reason(-1, t, component, place):
+            reasons[row, column] = said
     values = parts.pop("value")
-    return HeatPanel(
-        title=title,
-        rows=names,
-        columns=columns,
-        values=values,
-        **parts,
-        tested=tested,
-        reasons=reasons,
-        row_name=row_name,
-    )
+    words = {"title": title, "rows": rows, "columns": columns, "row_name": row_name, "column_name": column_name}
+    return HeatPanel(**words, values=values, **parts, tested=tested, reasons=reasons)
 
 
 def _group(component: str) -> str:
-    """Layer that a component belongs to; for edges that of the receiver."""
-    owner = component.partition("->")[2] or component
-    return "logits" if owner == "logits" else f"layer {owner[1:].split('.')[0]}"
+    """Layer that a component belongs to; for edges the receiver."""
+    sender, arrow, receiver = component.partition("->")
+    return f"into {receiver}" if arrow else f"layer {sender[1:].split('.')[0]}"
+
+
+def _row_name(component: str, title: str) -> str:
+    """The component; of an edge the sender, where the title names its receiver."""
+    return component.partition("->")[0] if title.startswith("into ") else component
+
+
+def _ends(component: str) -> tuple[str, str]:
+    """Sender and receiver of an edge, layer and head of a head, and a layer with the word all."""
+    first, _, second = component.partition("->" if "->" in component else ".")
+    return first, second or "all"
 
 
 def cell_words(frames: Frames, frame: int, component: int, t: int, place: int) -> str:

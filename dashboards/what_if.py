@@ -79,7 +79,20 @@ def show(page: Page, answer: dict[str, Any]) -> None:
     st.info(NOTE, icon=":material/science:")
     with st.expander("Every number, and how to confirm it"):
         st.dataframe(_table(answer), hide_index=True, width="stretch")
+        st.code(f"{page.python_start()}\n{python_of(answer)}", language="python", wrap_lines=True)
         st.code(f"{page.command('circuit')}\n{page.command('detect')}", language="sh", wrap_lines=True)
+
+
+def python_of(answer: dict[str, Any]) -> str:
+    """The lines that give the same answer."""
+    named = {name: answer[name] for name in ("run", "step", "target", "ablation", "length")}
+    named["n"] = answer["base"]["accuracy"]["n"]
+    asked = ", ".join(f"{name}={value!r}" for name, value in named.items())
+    return (
+        "from circuits.whatif import WhatIfRequest, subject_of, what_if\n\n"
+        f"asked = WhatIfRequest({asked})\n"
+        "print(what_if(subject_of(run, asked), asked).reading)"
+    )
 
 
 def bars(rows: list[dict[str, Any]]) -> alt.LayerChart:

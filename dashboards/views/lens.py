@@ -41,8 +41,9 @@ def grid(page: Page, frames: LensFrames) -> int:
     """The heatmap led by the address; returns the checkpoint that is shown."""
     panel = lens_panel(frames)
     step = min(frames.steps, key=lambda one: abs(one - (page.get("step") or 0)))
-    row, column = (page.number(name, -1, 10_000, -1) for name in ("depth", "place"))
-    known = 0 <= row < len(panel.rows) and 0 <= column < len(panel.columns)
+    row = page.number("depth", -1, len(panel.rows) - 1, -1)
+    column = page.number("place", -1, len(panel.columns) - 1, -1)
+    known = row >= 0 and column >= 0
     with st.container(horizontal=True, horizontal_alignment="right"):
         page.share(
             page.command("probe", "--what", "lens", "--length", str(frames.about["length"])),

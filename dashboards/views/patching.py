@@ -12,11 +12,10 @@ from dashboards.patching_data import (
     Sheet,
     cell_words,
     frames_of,
-    one_component,
-    one_step,
     patch_arguments,
     run_at,
     setting_words,
+    sheet_of,
     what_if_targets,
 )
 from dashboards.starting import offer
@@ -58,7 +57,8 @@ def render(page: Page) -> None:
 def heatmap(page: Page, run: Run, found: list[StoredPatches]) -> int:
     """Draws the stored patches; returns the length of the prompts."""
     settings = {one.setting: one for one in found}  # the newest of each setting
-    words = dict(zip(map(str, range(len(settings))), reversed(settings.values()), strict=True))
+    first = sorted(reversed(settings.values()), key=lambda one: one.about["by"] != "head,position")
+    words = dict(zip(map(str, range(len(settings))), first, strict=True))
     header = st.container()
     with st.container(horizontal=True, vertical_alignment="bottom"):
         chosen = setting_shown(page, words)
@@ -73,8 +73,7 @@ def heatmap(page: Page, run: Run, found: list[StoredPatches]) -> int:
             family=f"{chosen.about['pairs']} ({chosen.drawn['pairs']})",
             n=f"{chosen.n(t)} prompts",
         )
-    sheet = one_step(frames, t) if layout == "heads" else one_component(frames, component)
-    grid(page, run, frames, sheet, chosen)
+    grid(page, run, frames, sheet_of(frames, layout, t, component), chosen)
     return int(chosen.about["length"])
 
 
@@ -114,7 +113,7 @@ def grid(page: Page, run: Run, frames: Frames, sheet: Sheet, chosen: StoredPatch
     """The heatmap led by the address; what is clicked goes into the address and into the what-if."""
     at = address_cell(page, frames)
     step = min(frames.steps, key=lambda one: abs(one - page.get("step")))
-    shown, selected = drawn_already(chosen, sheet, step, sheet.find(*at) if at is not None else None)
+    shown, selected = drawn_already(chosen, sheet, step, sheet.find(at) if at is not None else None)
     picked = heat_grid(
         sheet.panels,
         key=GRID,
@@ -126,10 +125,10 @@ def grid(page: Page, run: Run, frames: Frames, sheet: Sheet, chosen: StoredPatch
         step=shown,
         selected=selected,
     )
-    if picked is not None:
-        component, t = sheet.cells[picked.panel][picked.row]
-        at, step = (component, t, picked.column), step if picked.step is None else picked.step
-        remember(page, run, frames.components[component], t, picked.column, step)
+    if picked is not None and (picked.row, picked.column) in sheet.cells[picked.panel]:
+        at = component, t, place = sheet.cells[picked.panel][picked.row, picked.column]
+        step = step if picked.step is None else picked.step
+        remember(page, run, frames.components[component], t, place, step)
         st.session_state[CLIENT] = step, (picked.panel, picked.row, picked.column)
     elif (moved := scrubbed(frames)) is not None:
         st.session_state[CLIENT] = moved, st.session_state[CLIENT][1]
@@ -169,8 +168,9 @@ def scrubbed(frames: Frames) -> int | None:
 def address_cell(page: Page, frames: Frames) -> tuple[int, int, int] | None:
     """(component, t, place) of the address; None where it names no cell of this table."""
     ts, names = frames.found[0].ts, frames.components
-    place, t = page.number("place", -1, 10_000, -1), page.number("t", ts[0], ts[-1], ts[len(ts) // 2])
-    if t not in ts or not 0 <= place < len(frames.found[0].places(t)):
+    t = page.number("t", ts[0], ts[-1], ts[len(ts) // 2])
+    place = page.number("place", -1, len(frames.found[0].places(t)) - 1, -1) if t in ts else -1
+    if place < 0:
         return None
     return names.index(page.choice("component", names, _first(page, names))), t, place
 

@@ -2,16 +2,19 @@
 
 # ruff: noqa: F811 - fixtures that are imported by name
 
+import base64
 import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from circuits.graph import edge_graph
 from dashboards.components.heat_grid import NAME, HeatPick
 from dashboards.patching_data import what_if_targets
 from dashboards.views import patching
+from interp.cli import main
 from interp.config import ModelConfig
 from interp.decoder import decoder_of
 from interp.errors import InterpError
@@ -89,6 +92,8 @@ def test_a_click_goes_into_the_address_and_answers_with_five_controls(view, solv
     assert name == "what_if" and asked["length"] == 4 and asked["target"] == "L1.H0"
     table = next(frame.value for frame in app.dataframe if "states lost" in frame.value)
     assert len(table) == 7 and list(table[""])[:3] == ["unchanged run", "L1.H0 ablated", "L0.H0"]
+    said = "asked = WhatIfRequest(run='solved', step=13750, target='L1.H0', ablation='mean', length=4, n="
+    assert any(said in code.value for code in app.code)
     app.run()
     assert drawn[-1]["selected"] == (0, 1, 7)
 
@@ -125,7 +130,7 @@ def test_an_address_names_only_what_exists(view, solved_store, worker):
     wild = {"t": -7, "place": 999, "component": "<b>", "target": "../../etc", "ablate": "maim", "stored": 9}
     app = view(solved_store, "patching", run="solved", **wild)
     assert not app.exception and not worker
-    assert heat(app)["selected"] is None
+    assert heat(app)["selected"] == {"panel": 0, "row": 1, "column": 5}  # the last head at the last place of t=0
     link = next(code.value for code in app.code if "?run=solved" in code.value)
     assert not any(word in link for word in ("etc", "maim", "999", "%3Cb"))
 
@@ -185,3 +190,17 @@ def test_the_views_load_no_torch():
         [sys.executable, "-c", f"import sys, {modules}; print('torch' in sys.modules)"], capture_output=True, text=True
     )
     assert done.stdout.strip() == "False", done.stderr
+
+
+def test_edges_at_all_positions_are_a_table_of_senders_by_receivers(view, solved_store):
+    line = ["patch", "solved", "--by", "edge", "--length", "3", "--step", "1", "--n", "4"]
+    assert main([*line, "--store", str(solved_store.root)]) == 0
+    app = view(solved_store, "patching", run="solved", stored=1, component="M0->L1.H0.v", place=0, t=1)
+    assert not app.exception
+    sent = heat(app)
+    (panel,) = sent["panels"]
+    assert panel["rows"] == ["embed", "L0.H0", "M0", "L1.H0", "M1"]
+    assert panel["columns"][:4] == ["L0.H0.q", "L0.H0.k", "L0.H0.v", "M0"]
+    assert sent["selected"] == {"panel": 0, "row": 2, "column": panel["columns"].index("L1.H0.v")}
+    kinds = np.frombuffer(base64.b64decode(panel["frames"][0]["kinds"]), np.uint8).reshape(5, -1)
+    assert kinds[3, 0] == 3  # a later head writes into no earlier one
