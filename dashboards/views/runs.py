@@ -82,7 +82,8 @@ def _running(page: Page) -> list[data.RunRow]:
 
 def _table(page: Page, rows: Sequence[data.RunRow]) -> None:
     """Every run; the rows chosen in it can be opened or compared."""
-    st.caption(f"{len(rows)} runs in {plain(page.store.root)}. Choose rows to open or to compare.")
+    count = "1 run" if len(rows) == 1 else f"{len(rows)} runs"
+    st.caption(f"{count} in {plain(page.store.root)}. Choose rows to open or to compare.")
     shown = [
         {**row._asdict(), "progress": None if row.step is None or not row.steps else row.step / row.steps}
         for row in rows
