@@ -162,7 +162,7 @@ def lives(run: Run, series: Series) -> tuple[list[Life], str, bool]:
     told = _trajectory(run)
     if told is not None:
         found = [Life(one["edge"], tuple(one["present"]), one["born"], one["died"]) for one in told["edges"]]
-        when = "no circuit emerged" if told.get("emerged") is None else f"a circuit from step {told['emerged']:,} on"
+        when = "No circuit emerged" if told.get("emerged") is None else f"A circuit from step {told['emerged']:,} on"
         return found, f"{when}. {told.get('note', '')}".strip(), True
     present: dict[str, list[int]] = {}
     for one in series.found:

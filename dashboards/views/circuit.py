@@ -5,7 +5,7 @@ import streamlit as st
 
 from circuits.stored import StoredCircuit
 from dashboards import what_if
-from dashboards.charts import OKABE_ITO, steps_axis
+from dashboards.charts import OKABE_ITO
 from dashboards.circuit_data import (
     VERDICTS,
     Frame,
@@ -144,29 +144,36 @@ def through_training(page: Page, run: Run, series: Series, step: int) -> None:
         rows = life_rows(found, sorted({at for one in found for at in one.present}))
         if rows and len({row["step"] for row in rows}) > 1:
             height = 20 * len({row["edge"] for row in rows}) + 60
-            chart = presence(rows, [one.edge for one in found], max(page.steps, default=1), step, whole)
+            at = sorted({row["step"] for row in rows} | {step})
+            chart = presence(rows, [one.edge for one in found], at, step, whole)
             st.altair_chart(
                 chart.properties(height=height), width="stretch", key="circuit.lives", alt="Edges at each checkpoint"
             )
 
 
-def presence(rows: list[dict], order: list[str], last: int, step: int, whole: bool) -> alt.LayerChart:
-    """A mark for each edge and checkpoint at which the circuit holds it."""
+def presence(rows: list[dict], order: list[str], steps: list[int], step: int, whole: bool) -> alt.LayerChart:
+    """A mark for each edge and checkpoint at which the circuit holds it; checkpoints stand side by side."""
     shown = ["present", "born", "died"] if whole else ["present"]
     rows = rows if whole else [row | {"what": "present"} for row in rows]
     colour = alt.Scale(domain=shown, range=[OKABE_ITO[0], OKABE_ITO[2], OKABE_ITO[5]][: len(shown)])
     shape = alt.Scale(domain=shown, range=["square", "circle", "cross"][: len(shown)])
     legend = alt.Legend(orient="top", direction="horizontal") if whole else None
+    x = alt.X(
+        "step:O",
+        title="checkpoint (training step)",
+        scale=alt.Scale(domain=steps),
+        axis=alt.Axis(format=",d", labelAngle=-45, grid=False),
+    )
     base = alt.Chart(alt.Data(values=rows))
-    marks = base.mark_point(filled=True, size=60, opacity=1).encode(
-        x=steps_axis(last),
-        y=alt.Y("edge:N", sort=order, title=None, axis=alt.Axis(labelLimit=240, grid=True)),
+    marks = base.mark_point(filled=True, size=80, opacity=1).encode(
+        x=x,
+        y=alt.Y("edge:N", sort=order, title=None, axis=alt.Axis(labelLimit=240, grid=True, labelOverlap=False)),
         color=alt.Color("what:N", title=None, scale=colour, legend=legend),
         shape=alt.Shape("what:N", title=None, scale=shape, legend=legend),
-        tooltip=["edge:N", "step:Q", "what:N"],
+        tooltip=["edge:N", "step:O", "what:N"],
     )
     rule = alt.Chart(alt.Data(values=[{"step": step}])).mark_rule(strokeDash=[4, 3], color="#888888")
-    return alt.layer(rule.encode(x=steps_axis(last)), marks)
+    return alt.layer(rule.encode(x=x), marks)
 
 
 def send(page: Page, run: Run, one: StoredCircuit) -> None:

@@ -75,7 +75,7 @@ def test_a_click_on_an_edge_ablates_it_and_the_slider_moves_the_address(view, so
 def test_lives_of_edges_come_from_the_stored_trajectory(view, solved_store):
     app = view(solved_store, "circuit", run="solved")
     assert "Born: the first of three circuits in a row" in text(app)
-    assert "no circuit emerged" in text(app)
+    assert "No circuit emerged" in text(app)
 
 
 def test_without_a_trajectory_nothing_is_said_to_be_born(view, solved_store):
