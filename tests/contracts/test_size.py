@@ -18,7 +18,8 @@ def test_line_1_says_what_the_file_is_for(all_sources):
 
 
 def test_scripts_and_styles_say_what_they_are_for(root):
-    paths = [path for pattern in ("*.js", "*.css") for path in (root / "circuits").rglob(pattern)]
+    folders = [root / name for name in ("circuits", "dashboards")]
+    paths = [path for folder in folders for pattern in ("*.js", "*.css") for path in folder.rglob(pattern)]
     paths += [root / "Makefile", *(path for path in (root / ".ci").iterdir() if path.is_file())]
     wrong = []
     for path in paths:
