@@ -30,17 +30,15 @@ from interp.run import Store
 from tests.browser.chromium import Page, chromium
 
 BARS = {"first_paint_s": 3.0, "rerun_s": 0.4, "list_1000_s": 1.0, "server_mb": 300.0, "cancel_s": 2.0}
-SETTLED = """
-(() => {
+SETTLED = """(() => {
   const app = document.querySelector("[data-testid=stApp]");
   const charts = [...document.querySelectorAll("[data-testid=stVegaLiteChart]")];
   const drawn = charts.filter((chart) => chart.querySelector("canvas, svg.marks"));
   return Boolean(document.querySelector("h1")) && app.dataset.testScriptState === "notRunning"
     && drawn.length === charts.length;
-})()
-"""
+})()"""
 SHOWN = "document.querySelector('[data-testid=stMain]').innerText"
-SLIDE = "document.querySelector('[data-testid=stMain] input[type=range]').focus()"
+SLIDER = "document.querySelector('[data-testid=stMain] input[type=range]')"
 ENDLESS = ["train", "parity", "--name=endless", "--set=train.steps=10000000", "--set=train.stop_accuracy=1.0"]
 
 
@@ -140,8 +138,8 @@ def reruns(url: str, run: str, steps: list[int], trials: int, profile: Path) -> 
         page = Page(pipe)
         page.view()
         page.goto(f"{url}/emergence?run={run}&step={steps[0]}&layer=0")
-        until(lambda: page.evaluate(SETTLED))
-        page.evaluate(SLIDE)
+        until(lambda: page.evaluate(f"{SETTLED} && Boolean({SLIDER})"))
+        page.evaluate(f"{SLIDER}.focus()")
         for step in steps[1 : trials + 1]:
             began = time.perf_counter()
             page.press("ArrowRight")

@@ -25,8 +25,7 @@ from tests.security.test_report_injection import PAYLOADS
 pytestmark = pytest.mark.browser
 ARTEFACTS = Path(__file__).resolve().parents[2] / "artifacts" / "dashboard"
 SECONDS = 90.0
-SETTLED = """
-(() => {
+SETTLED = """(() => {
   const app = document.querySelector("[data-testid=stApp]");
   const charts = [...document.querySelectorAll("[data-testid=stVegaLiteChart]")];
   return Boolean(document.querySelector("h1")) && app.dataset.testScriptState === "notRunning"
@@ -35,6 +34,7 @@ SETTLED = """
 """
 TEXT = "document.querySelector('[data-testid=stMain]').innerText"
 GROUND = "getComputedStyle(document.querySelector('[data-testid=stApp]')).backgroundColor"
+BRIGHTNESS = f"{GROUND}.match(/\\d+/g).slice(0, 3).reduce((sum, part) => sum + Number(part), 0)"
 SLIDER = "document.querySelector('[data-testid=stMain] input[type=range]')"
 PLANTED = "script, b, svg[onload], img[src=x], iframe[srcdoc='<b>'], base, object, embed, template, textarea + b"
 PLANTED += ", form:not(.vega-bindings)"
@@ -120,17 +120,16 @@ def foreign(page: Page, base: str) -> list[str]:
     return [url for url in page.requests() if not url.startswith((base, "data:", "blob:", "about:"))]
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("name", [view.id for view in views()])
-def test_a_view_is_silent_asks_nobody_else_and_follows_the_theme(page, base, name, scheme):
-    page.view(1280, 1000, scheme)
+def test_a_view_is_silent_asks_nobody_else_and_follows_the_theme(page, base, name):
     opened(page, f"{base}/{name}?run=tiny&step=16")
     ARTEFACTS.mkdir(parents=True, exist_ok=True)
-    page.screenshot(ARTEFACTS / f"{name}-{scheme}.png", full=True)
+    for scheme, right in (("light", "> 700"), ("dark", "< 120")):
+        page.view(1280, 1000, scheme)
+        waited(page, f"{BRIGHTNESS} {right} && {SETTLED}")
+        page.screenshot(ARTEFACTS / f"{name}-{scheme}.png", full=True)
     assert page.evaluate("location.pathname") == f"/{name}"
     assert "This view has a defect" not in page.evaluate(TEXT)
-    brightness = sum(int(part) for part in page.evaluate(GROUND).strip("rgba()").split(",")[:3])
-    assert brightness > 700 if scheme == "light" else brightness < 120
     assert foreign(page, base) == []
     assert page.complaints() == []
 
@@ -143,14 +142,17 @@ def test_the_root_leads_to_the_list_of_runs(page, base):
 
 def test_a_link_leads_to_its_checkpoint_and_the_keyboard_moves_it(page, base):
     opened(page, f"{base}/emergence?run=tiny&step=15")
+    waited(page, f"Boolean({SLIDER})")
     assert page.evaluate(f"{SLIDER}.getAttribute('aria-valuetext')") == "16"
     page.evaluate(f"{SLIDER}.focus()")
     page.press("ArrowRight")
     waited(page, "new URL(location).searchParams.get('step') === '32'")
     waited(page, f"{TEXT}.includes('Step 32:')")
     opened(page, page.evaluate("location.href"))
+    waited(page, f"Boolean({SLIDER})")
     assert page.evaluate(f"{SLIDER}.getAttribute('aria-valuetext')") == "32"
     opened(page, f"{base}/emergence?run=tiny&step=abc&layer=99&head=-4&length=x")
+    waited(page, f"Boolean({SLIDER})")
     assert page.evaluate(f"{SLIDER}.getAttribute('aria-valuetext')") == "60"
 
 
