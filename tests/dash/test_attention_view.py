@@ -2,6 +2,8 @@
 
 import base64
 import json
+import runpy
+import shlex
 import subprocess
 import sys
 
@@ -12,6 +14,7 @@ from circuits.report.canvas.encode import levels_of
 from dashboards.components.attention_grid import GRID, GUIDE
 from dashboards.views import attention
 from interp import jobs
+from interp.cli import main
 from interp.errors import JobError
 from interp.worker import Warm
 from probes.patterns_compute import store_patterns
@@ -205,3 +208,13 @@ def test_own_inputs_that_the_task_refuses_are_explained(view, stored, worker, in
     assert not app.exception
     assert "Write the inputs alone" in text(app)
     assert not app.get("bidi_component")
+
+
+@pytest.mark.parametrize("address", [{"example": 1}, {"own": "1 0 1"}])
+def test_the_copied_python_and_command_run(view, stored, worker, tmp_path, address):
+    app = view(stored, "attention", run="tiny", **address)
+    (python,) = [one.value for one in app.code if one.language == "python"]
+    (tmp_path / "copied.py").write_text(python, encoding="utf-8")
+    assert runpy.run_path(str(tmp_path / "copied.py"))["run"].name == "tiny"
+    (command,) = [one.value for one in app.code if one.language == "sh"]
+    assert main(shlex.split(command)[1:]) == 0
