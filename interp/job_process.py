@@ -1,5 +1,6 @@
 """The process of one job: runs its command line and writes down how that went."""
 
+import os
 import signal
 import sys
 from datetime import UTC, datetime
@@ -7,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from interp.cli import INTERRUPTED, OK, main
-from interp.jobs import CANCEL, STATUS, Job, JobStatus
+from interp.jobs import CANCEL, PROCESS, STATUS, Job, JobStatus
 from interp.jsonfile import write_sealed
+from interp.processes import birth
 
 
 def run(path: Path) -> int:
@@ -17,13 +19,16 @@ def run(path: Path) -> int:
     TERM is a Ctrl-C: a training turns it into a stop between two steps, everything else stops at once. An exception
     that is a defect of ours leaves its traceback in the log and the state `failed`.
     """
+    signal.signal(signal.SIGTERM, _interrupt)
     job = Job(path.name, path)
     spec = job.spec
     begun = JobStatus(started=datetime.now(UTC))
     code: int | None = None
-    signal.signal(signal.SIGTERM, _interrupt)
     try:
+        write_sealed(path / PROCESS, {"format": 1, "pid": os.getpid(), "born": birth(os.getpid())})
         _load_torch()
+        if (path / CANCEL).exists():  # asked for before there was a process to ask
+            raise KeyboardInterrupt
         _write(path, begun.model_copy(update={"state": "running"}))
         print(f"$ interp {' '.join(spec.arguments)}", flush=True)
         code = main(list(spec.arguments))
@@ -31,7 +36,7 @@ def run(path: Path) -> int:
         code = INTERRUPTED
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        _write(path, begun.model_copy(update=_ending(path, code)))
+        _write(path, begun.model_copy(update=_ending(path, code, sys.exc_info()[1])))
     return code
 
 
@@ -44,13 +49,15 @@ def _interrupt(number: int, frame: Any) -> None:
     raise KeyboardInterrupt
 
 
-def _ending(path: Path, code: int | None) -> dict[str, Any]:
-    """State, code and message from the exit code; None: an exception is on its way out."""
+def _ending(path: Path, code: int | None, error: BaseException | None) -> dict[str, Any]:
+    """State, code and message from the exit code, or from the exception that is on its way out."""
     asked = (path / CANCEL).exists()
     if code == OK:
         state, message = "done", ""
     elif code == INTERRUPTED or asked:
         state, message = "cancelled", "stopped by the user"
+    elif error is not None:
+        state, message = "failed", f"a defect, see its log: {type(error).__name__}: {error}"[:500]
     else:
         state, message = "failed", _last_line(path)
     return {"state": state, "exit_code": code, "message": message, "ended": datetime.now(UTC)}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from interp import jobs
+from interp import job_process, jobs
 from interp.cli import main
 from interp.errors import InterpError, JobError, RunNameError, StoreError, UnknownName, UsageError
 from interp.processes import alive, birth, detach, end_within, wait_gone
@@ -116,6 +116,34 @@ def test_a_job_that_was_asked_to_stop_says_so_before_it_has_stopped(tmp_path):
     assert not job.status().cancelling
     (job.path / "cancel").touch()
     assert (job.status().state, job.status().cancelling) == ("running", True)
+
+
+@pytest.fixture
+def run_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], int]]:
+    """The job's own code in this process, with the signal handler put back afterwards."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield job_process.run
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_a_wish_to_stop_that_came_before_the_process_is_kept(tmp_path, run_here):
+    job = planted(Store(tmp_path), "train-x", state="starting")
+    (job.path / "cancel").touch()
+    assert run_here(job.path) == 130
+    assert (job.status().state, job.status().exit_code) == ("cancelled", 130)
+
+
+def test_a_defect_makes_the_job_failed_and_keeps_its_traceback(tmp_path, run_here, monkeypatch):
+    def defect(arguments: list[str]) -> int:
+        raise ZeroDivisionError("by nothing")
+
+    monkeypatch.setattr(job_process, "main", defect)
+    job = planted(Store(tmp_path), "train-x", state="starting")
+    with pytest.raises(ZeroDivisionError):
+        run_here(job.path)
+    status = job.status()
+    assert (status.state, status.exit_code) == ("failed", None)
+    assert status.message == "a defect, see its log: ZeroDivisionError: by nothing"
 
 
 def test_a_job_that_never_got_a_process_has_died(tmp_path):
