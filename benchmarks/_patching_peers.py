@@ -18,7 +18,7 @@ from interp.errors import NotExpressible
 from interp.model import Transformer
 
 ACTIVATION = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu"}
-NO_AUTOCIRCUIT = "does not import beside TransformerLens 4"
+NO_AUTOCIRCUIT = "does not import beside TransformerLens 4; see benchmarks.patching_autocircuit"
 
 
 def peers(problem: Problem) -> tuple[list[Entrant], dict[str, str]]:

@@ -2,13 +2,14 @@
 
 import dataclasses
 import io
+import sys
 import xml.etree.ElementTree as ElementTree
 
 import pytest
 import torch
 from rich.console import Console
 
-from benchmarks import _patching_timing, patching
+from benchmarks import _patching_timing, patching, patching_autocircuit
 from benchmarks._patching_cases import Case, Problem, Shape, random_problem, with_outliers
 from benchmarks._patching_gate import Check, Errors, errors, exact_effects
 from benchmarks._patching_lean import Lean, both_runs, full_forwards, resumed
@@ -17,6 +18,7 @@ from benchmarks._patching_plot import plot
 from benchmarks._patching_table import correctness_lines, markdown, table
 from benchmarks._patching_timing import Entrant, Turn, ratios, rounds_of_turns, scaled, with_memory
 from circuits.patching import patch_heads
+from interp.errors import UsageError
 
 torch.set_num_threads(1)
 
@@ -220,3 +222,16 @@ def test_outlier_weights_have_a_few_loud_channels_and_stay_tied():
     gains = loud.ln_final.w / decoder.ln_final.w
     assert int((gains > 2).sum()) == 3
     assert int(((gains > 2) & (factor > 2)).sum()) == 1
+
+
+def test_autocircuit_stands_beside_the_engine_by_way_of_a_plain_forward():
+    found = {"a": {"error": 0.0, "forwards_per_patch": 2.5}, "b": {"error": 0.1}, "c": {"forwards_per_patch": 3.0}}
+    record = {"cases": [{"name": name, "ratios": {"loop": {"median": 40.0}}} for name in "ab"]}
+    joined = patching_autocircuit.beside_the_engine(found, record)
+    assert {name: case["over_engine"] for name, case in joined.items()} == {"a": 100.0, "b": None, "c": None}
+    assert {"toy-64-last", "gpt2-20-last"} == patching_autocircuit.shapes().keys()
+
+
+def test_an_interpreter_without_autocircuit_is_named():
+    with pytest.raises(UsageError, match=r"PackageNotFoundError.*auto-circuit"):
+        patching_autocircuit.asked(sys.executable, ["-c", patching_autocircuit.VERSIONS])
