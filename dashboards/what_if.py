@@ -1,6 +1,7 @@
 """The what-if panel: ablate a head, MLP or edge through the warm worker, beside five matched controls."""
 
 import json
+from contextlib import suppress
 from typing import Any
 
 import altair as alt
@@ -10,6 +11,7 @@ from dashboards.data import Stamp, stamp
 from dashboards.page import Page, plain
 from dashboards.patching_data import NOTHING, outcome_rows, what_if_targets
 from interp import jobs
+from interp.errors import JobError
 from interp.run import Run, Store
 
 ABLATIONS = {"mean": "its mean", "zero": "zero", "resample": "another prompt's value"}
@@ -18,6 +20,7 @@ NOTE = (
     "on held-out prompts, before it is claimed."
 )
 TIMEOUT = 120.0
+STARTED = "what-if worker started"
 ROLES = ("unchanged", "ablated", "control", "not tested")
 ROLE_COLOURS = ("#56B4E9", "#D55E00", "#999999", "#dddddd")
 SEQUENCES = 128
@@ -35,6 +38,7 @@ def panel(page: Page, run: Run, step: int, length: int | None = None) -> None:
         )
         ablation = page.pick("ablate", "It becomes", list(ABLATIONS), widget="segments", show=ABLATIONS.get)
     if target == NOTHING:
+        start_worker(page.store)
         st.caption(
             "Click a head above, or choose one here: the run answers new sequences without it, beside five matched "
             "controls. The first answer takes a few seconds, the next ones less than one."
@@ -44,6 +48,14 @@ def panel(page: Page, run: Run, step: int, length: int | None = None) -> None:
     request |= {} if length is None else {"length": length}
     with page.guarded("Choose another head or edge, or ask again."):
         show(page, asked(page.store, run, step, "what_if", request))
+
+
+def start_worker(store: Store) -> None:
+    """Start the worker while its first question is still being chosen; once in a session, and only in a browser."""
+    if st.context.url and STARTED not in st.session_state:
+        st.session_state[STARTED] = True
+        with suppress(JobError):  # the question itself says what is wrong
+            jobs.warm(store)
 
 
 def asked(store: Store, run: Run, step: int, name: str, request: dict[str, Any]) -> dict[str, Any]:
