@@ -127,6 +127,7 @@ def waited(page: Page, condition: str, act: str = "0") -> float:
 def opened(pipe: Pipe, address: str) -> tuple[Page, float]:
     """A new tab with the grid painted, and the seconds that took."""
     page = Page(pipe)
+    page.send("Network.disable")  # else every message is also copied to this process, which takes seconds when long
     page.view(1440, 1100)
     start = time.monotonic()
     page.send("Page.navigate", url=address)
@@ -171,6 +172,7 @@ def many_checkpoints(pipe: Pipe, base: str, run: Run, trials: int) -> dict[str, 
         paints.append(seconds)
         spent["paint"].append(cpu_seconds() - start)
     gate(page, run, 0)
+    page.send("Network.enable")
     before = len(page._own("Network.webSocketFrameSent"))
     start = cpu_seconds()
     scrub = page.evaluate(SCRUB)
@@ -184,6 +186,8 @@ def many_checkpoints(pipe: Pipe, base: str, run: Run, trials: int) -> dict[str, 
         reruns.append(waited(page, f"{EXACT} !== '…'", click))
         spent["rerun"].append(cpu_seconds() - start)
         gate(page, run, head)
+    if len(page._own("Network.webSocketFrameSent")) == before:
+        sys.exit("clicks sent nothing, so the count of messages while scrubbing says nothing")
     page.close()
     for _ in range(trials):
         page, _ = opened(pipe, address)
