@@ -53,12 +53,16 @@ def subject_of(model: Transformer, task: Task, split: Split, name: str) -> Subje
 
 
 def shuffled(task: Task, split: Split, seed: int) -> dict[int, Tensor]:
-    """Training sequences of each length whose states belong to another sequence's inputs."""
+    """Training sequences of each length whose every state is that of another sequence at the same step.
+
+    Steps are shuffled on their own: rows moved as a whole would keep how one state follows another.
+    """
     stream, found = generator(seed, "shuffled labels"), {}
     for length, tokens in split.train.items():
         layout, mixed = task.layout(length), tokens.clone()
         states = list(layout.states)
-        mixed[:, states] = tokens[torch.randperm(len(tokens), generator=stream)][:, states]
+        for column in states:
+            mixed[:, column] = tokens[torch.randperm(len(tokens), generator=stream), column]
         found[length] = mixed
     return found
 
