@@ -81,7 +81,7 @@ def trained_on(model: Transformer, task: Task, data: dict[int, Tensor], steps: i
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return float(loss)
+    return float(loss.detach())
 
 
 def gpt2_decoder() -> Decoder:
