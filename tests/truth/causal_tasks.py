@@ -53,14 +53,14 @@ def iteration(name: str, **params: int) -> Causal:
     The number of inputs plus that of states is fixed, so that the place of EoI says which input is next.
     """
     task = build_task(name, {"max_length": max(LENGTHS), **params})
-    n_values = len(task.vocabulary.tokens) - 3
+    n_values, allowed = len(task.vocabulary.tokens) - 3, torch.tensor(task.rule.inputs)
 
     def draw(stream: Generator, n: int) -> Tokens:
         which = torch.randint(len(LENGTHS), (n,), generator=stream)
         found = torch.empty(n, LAST + 1, dtype=torch.long)
         for number, length in enumerate(LENGTHS):
             rows = which == number
-            inputs = torch.randint(n_values, (int(rows.sum()), length), generator=stream) + 3
+            inputs = allowed[torch.randint(len(allowed), (int(rows.sum()), length), generator=stream)] + 3
             found[rows] = task.encode(inputs)[:, : LAST + 1]
         return found
 
@@ -80,12 +80,8 @@ def iteration(name: str, **params: int) -> Causal:
         return follow(one, value(one, step(two)))
 
     swapped = {"L0.H0": moved, "M0": moved, "L1.H0": lambda one, two: follow(one, value(two, step(two)))}
-    edges = ("embed->L0.H0", "L0.H0->M0", "M0->L1.H0", "embed->L1.H0")
-    if name == "binary_copy":
-        edges = (*edges, "L1.H0->logits")
-    else:
-        edges = (*edges, "L1.H0->M1", "embed->M1", "M1->logits")
-        swapped["M1"] = lambda one, two: answer(two)
+    swapped["M1"] = lambda one, two: answer(two)
+    edges = ("embed->L0.H0", "L0.H0->M0", "M0->L1.H0", "embed->L1.H0", "L1.H0->M1", "embed->M1", "M1->logits")
     return Causal(f"siit_{name}", Size(3 + n_values, LAST + 1, layernorm=True), draw, answer, edges, swapped)
 
 
@@ -123,25 +119,20 @@ def either() -> Causal:
     return Causal("siit_either", Size(7, 5, layernorm=True), draw, answer, edges, swapped, pairs)
 
 
-def chained(modulus: int = 4) -> Causal:
-    """Arithmetic by interchange: M0 adds the first two tokens, M1 the fourth, all modulo 4."""
+def added(modulus: int = 3) -> Causal:
+    """Arithmetic by interchange: two heads fetch the first and the third token, the MLP adds them modulo 3."""
 
-    def total(one: Tokens, two: Tokens, three: Tokens) -> Labels:
-        return (one[:, 0] + two[:, 1] + three[:, 3]) % modulus
+    def total(one: Tokens, two: Tokens) -> Labels:
+        return (one[:, 0] + two[:, 2]) % modulus
 
-    def answer(tokens: Tokens) -> Labels:
-        return total(tokens, tokens, tokens)
-
-    edges = ("embed->L0.H0", "embed->L0.H1", "L0.H0->M0", "L0.H1->M0", "embed->L1.H0", "L1.H0->M1", "M0->M1")
+    edges = ("embed->L0.H0", "embed->L0.H1", "L0.H0->M0", "L0.H1->M0", "M0->logits")
     swapped = {
-        "L0.H0": lambda one, two: total(two, one, one),
-        "L0.H1": lambda one, two: total(one, two, one),
-        "M0": lambda one, two: total(two, two, one),
-        "L1.H0": lambda one, two: total(one, one, two),
-        "M1": lambda one, two: answer(two),
+        "L0.H0": lambda one, two: total(two, one),
+        "L0.H1": total,
+        "M0": lambda one, two: total(two, two),
     }
-    size = Size(modulus + 1, 5)
-    return Causal("siit_chained", size, uniform(modulus, 4), answer, (*edges, "M1->logits"), swapped)
+    size = Size(modulus + 1, 5, layernorm=True)
+    return Causal("siit_added", size, uniform(modulus, 4), lambda tokens: total(tokens, tokens), edges, swapped)
 
 
 def repeated(size: Size, name: str, n_tokens: int) -> Causal:
@@ -178,6 +169,7 @@ def wired() -> dict[str, Causal]:
         "match": (5, 5, equal_or_not, lambda tokens: (tokens[:, 0] == tokens[:, 3]).long()),
         "pointer": (9, 5, pointers, lambda tokens: tokens.gather(1, tokens[:, -1:] - 5)[:, 0]),
         "maximum": (6, 5, uniform(5, 4), lambda tokens: tokens[:, :4].amax(1)),
+        "count": (6, 5, uniform(5, 4), lambda tokens: (tokens[:, :4] < 2).sum(1)),
         "either": (5, 5, uniform(4, 4), lambda tokens: (tokens[:, [0, 2]] < 1).any(1).long()),
     }
     found = {}
@@ -189,7 +181,7 @@ def wired() -> dict[str, Causal]:
 
 def by_interchange() -> dict[str, Causal]:
     """Tasks for models trained by interchange."""
-    found = (iteration("binary_copy"), iteration("parity"), iteration("polynomial", modulus=3), either(), chained())
+    found = (iteration("parity"), iteration("polynomial", modulus=3), either(), added())
     return {one.name: one for one in found}
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from circuits.edge_scoring import owners
 from circuits.graph import EdgeGraph
 from circuits.problem import Part
+from interp.rng import generator
 
 FAITHFUL = 0.1  # a circuit keeps the metric to this share
 MATTERS = 0.1  # an edge matters where it moves the metric of a faithful circuit by this share
@@ -75,3 +76,19 @@ def by_subsets(part: Part, edges: list[str]) -> Truth:
         else:
             rest.append(edge)
     return Truth(tuple(true), tuple(false), tuple(rest))
+
+
+def leak(part: Part, edges: list[str], n: int = 256) -> float:
+    """How far keeping edges besides the given ones moves circuits of the given ones: 95 % of draws move less.
+
+    A draw keeps each given edge with probability 3/4 and each other one with probability 1/2. If this is small, no
+    other edge matters, alone or together.
+    """
+    runs, stream = part.runs, generator(0, "leak")
+    subsets = torch.rand(n, len(edges), generator=stream) < 0.75
+    given = torch.stack([by_slot(runs.graph, edge) for edge in edges])
+    kept = torch.einsum("ce,esr->csr", subsets.float(), given.float()) > 0
+    more = (torch.rand(n, *runs.graph.exists.shape, generator=stream) < 0.5) & runs.graph.exists & ~given.any(0)
+    scale = (runs.clean - runs.ablated).mean()
+    moved = (runs.values(kept | more) - runs.values(kept)).mean(1) / scale
+    return float(moved.abs().quantile(0.95))

@@ -32,6 +32,7 @@ class Row:
     accuracy: float
     strict: float | None
     swaps: dict[str, float]
+    leak: float
     sha256: str
 
 
