@@ -119,7 +119,7 @@ def tokens(rows: list[dict], depths: list[str]) -> alt.LayerChart:
     tip += [alt.Tooltip("of the right one:Q", **fmt), "rank:Q", "said:N"]
     opacity = alt.Opacity("probability:Q", scale=alt.Scale(domain=[0, 1], range=[0.06, 0.9]), legend=None)
     cells = base.mark_rect(cornerRadius=3).encode(color=colour, opacity=opacity, tooltip=tip)
-    ink = alt.condition("datum.probability > 0.4", alt.value("#ffffff"), alt.value("#858585"))
+    ink = alt.condition("datum.probability > 0.55", alt.value("#ffffff"), alt.value("#7c7c7c"))
     words = base.mark_text(fontSize=12, fontWeight=600).encode(text="top:N", tooltip=tip, color=ink)
     return alt.layer(cells, words).properties(height=34 * len(depths) + 70)
 

@@ -129,7 +129,6 @@ def waited(page: Page, claim: str) -> float:
     began = time.monotonic()
     while not page.evaluate(claim):
         assert time.monotonic() - began < SECONDS, f"{claim}: {page.complaints()}: {page.evaluate(TEXT)[:2000]}"
-        time.sleep(0.02)
     return time.monotonic() - began
 
 
