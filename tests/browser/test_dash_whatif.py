@@ -196,6 +196,7 @@ def test_the_heatmap_is_steered_by_keys_and_keeps_its_place(page, base):
 def test_letting_the_slider_go_moves_the_address_and_the_question(page, base):
     opened(page, f"{base}/patching?run=solved&t=2&target=L1.H0")
     waited(page, f"{TEXT}.includes('With L1.H0 ablated')")
+    waited(page, f"!!{deep('.hg-step')}")
     before = page.evaluate(f"{deep('.hg-step')}.textContent")
     slider = deep("input.ag-slider")
     page.evaluate(f"(() => {{ const s = {slider}; s.value = 0; s.dispatchEvent(new Event('input')); }})()")
