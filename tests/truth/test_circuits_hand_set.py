@@ -18,7 +18,7 @@ BLIND = {  # family: ranking of single edges, edges of the circuit that it canno
     "negative_head": ("exact", ["embed->L0.H0"]),
     "self_repair": ("noise", ["embed->L0.H0"]),
 }
-QUICK = ("plain", "all")
+QUICK = ("plain", "all")  # forms whose tests are not slow; "all" puts the others together but for superposition
 
 
 @cache
@@ -26,10 +26,10 @@ def known(family: str, form: str) -> Known:
     return hand_set(family, form)
 
 
-def slow_unless_quick(families) -> list:
+def slow_unless_quick(families, quick: tuple[str, ...] = QUICK) -> list:
     """Every family in every form; forms besides the quick ones are slow."""
     return [
-        pytest.param(family, form, marks=() if form in QUICK else pytest.mark.slow, id=f"{family}-{form}")
+        pytest.param(family, form, marks=() if form in quick else pytest.mark.slow, id=f"{family}-{form}")
         for family in families
         for form in FORMS
     ]
@@ -43,8 +43,7 @@ def test_a_hand_set_model_does_its_task(family, form):
     assert difference > 0.4 * known(family, "plain").behaviour()[1]
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("family", PLAIN)
+@pytest.mark.parametrize("family, form", slow_unless_quick(PLAIN, ("plain", "superposed", "layernorm", "all")))
 def test_exact_patching_and_eap_ig_find_additive_and_serial_circuits(family, form):
     case = known(family, form)
     assert bool(case.scored[case.edges].all()), "an edge of the circuit is not exercised by the prompts"
@@ -52,7 +51,7 @@ def test_exact_patching_and_eap_ig_find_additive_and_serial_circuits(family, for
     assert case.score("eap_ig").auroc >= 0.97
 
 
-@pytest.mark.parametrize("family, form", slow_unless_quick(PLAIN))
+@pytest.mark.parametrize("family, form", slow_unless_quick(PLAIN, ("all",)))
 def test_the_pipeline_finds_additive_and_serial_circuits(family, form):
     case = known(family, form)
     assert case.score("pipeline").auroc >= 0.99
