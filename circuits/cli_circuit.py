@@ -91,13 +91,13 @@ def circuit(
 
 
 def _run_named(model: str, store: Path) -> "Run | None":
-    """The run of that name or at that path; None for anything else on disk."""
+    """The run of that name or at that path; None for anything else, such as a place on disk or a name of a hub."""
     from interp.run import Store
 
     path = Path(model)
     if (path / "config.json").is_file() and (path / "checkpoints").is_dir():
         return Store(path.parent).run(path.name)
-    return None if path.exists() else Store(store).run(model)
+    return None if path.exists() or len(path.parts) > 1 else Store(store).run(model)
 
 
 def _of_run(run: "Run", request: "Request", checkpoints: str, workers: int, tell, as_json: bool) -> None:
