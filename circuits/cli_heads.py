@@ -44,12 +44,12 @@ def heads(
     if bos not in ("auto", "none") and not bos.isdecimal():
         raise UsageError(f"--bos {bos!r}: expected auto, none or a token id such as 50256")
     import torch
-    from interp.adapters.opening import open_model
 
     from circuits.cli import counter
     from circuits.heads.detect import HeadOptions, HeadOrigin, detect_heads
     from circuits.heads.text import show_heads
     from circuits.outputs import HeadsOutput
+    from interp.adapters.opening import open_model
     from interp.console import print_json
 
     torch.set_num_threads(threads)
