@@ -18,7 +18,8 @@ def show_discovery(output: CircuitOutput) -> None:
     found = output.discovery
     say(found.headline)
     gate = found.gate
-    say(f"behaviour: accuracy {estimate(gate.accuracy)}, best constant answer {gate.constant:.3f}")
+    level = "" if gate.accuracy.level is None else f" ({100 * gate.accuracy.level:g} % interval)"
+    say(f"behaviour: accuracy {estimate(gate.accuracy)}{level}; without a look at the prompt {gate.constant:.3f}")
     if found.circuit is not None:
         about = found.circuit.provenance
         say(f"pairs: {about.pairs}; metric: {about.metric}; {about.ablation} ablation; ranked by {about.method}")

@@ -1,8 +1,10 @@
 """The commands `interp detect`, `interp report` and `interp demo`, with those of other files mounted beside them."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from shutil import which
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -179,8 +181,9 @@ def demo(
     spent = ", ".join(f"{what} {seconds:.0f} s" for what, seconds in result.cpu_seconds.items())
     say(f"lowest held-out sequence accuracy over lengths: {result.accuracy:.4f}; CPU time: {spent}")
     say(f"open {result.files['html']}")
-    say(f"check it: interp report verify {result.files['json']} --rerun")
-    say(f"explore it: interp dash {name}" + ("" if str(store) == "runs" else f" --store {store}"))
+    program = "interp" if which("interp") else Path(sys.executable).parent / "interp"
+    say(f"check it: {program} report verify {result.files['json']} --rerun")
+    say(f"explore it: {program} dash {name}" + ("" if str(store) == "runs" else f" --store {store}"))
     if result.verdict != "iteration head":
         say("This seed gave no iteration head here: success is a property of the seed.")
         say(f"next: interp demo --seed {seed + 1} --name {name}-{seed + 1}")

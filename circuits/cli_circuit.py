@@ -105,9 +105,10 @@ def _of_run(run: "Run", request: "Request", checkpoints: str, workers: int, tell
     from circuits.circuit_text import show_discovery, show_trajectory
     from circuits.outputs import CircuitOutput
     from circuits.through_training import discover_at, follow, request_for
-    from interp.console import print_json
+    from interp.console import print_json, say
     from interp.errors import UnknownName
 
+    stored = "" if request.store == "runs" else f" --store {request.store}"
     known = [ref.step for ref in run.checkpoints()]
     steps = {"last": [run.checkpoint(None, optim=False).step], "all": known}.get(checkpoints)
     if steps is None:
@@ -118,7 +119,12 @@ def _of_run(run: "Run", request: "Request", checkpoints: str, workers: int, tell
     if checkpoints != "all":
         found = discover_at(request_for(run, steps[0], request), tell)
         output = CircuitOutput(model=run.name, step=steps[0], discovery=found, trajectory=None)
-        print_json(output) if as_json else show_discovery(output)
+        if as_json:
+            print_json(output)
+            return
+        show_discovery(output)
+        if found.circuit is not None:
+            say(f"next: interp report circuit {run.name}{stored}, or interp export {run.name} --to mib{stored}")
         return
     found, story = follow(run, steps, request, workers, lambda done, of: tell("checkpoints", done, of))
     output = CircuitOutput(model=run.name, step=steps[-1], discovery=found[-1], trajectory=story)
@@ -157,3 +163,7 @@ def _of_path(path: Path, request: "PathRequest", checkpoints: str, workers: int,
         place = Path(request.folder) / "circuit.json"
         write_circuit(place, last.circuit)
         note(f"wrote {place}")
+    if request.folder is None:
+        note("nothing was kept: -o FOLDER keeps the result, for interp report circuit FOLDER")
+    else:
+        note(f"next: interp report circuit {request.folder}")

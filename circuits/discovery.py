@@ -24,6 +24,8 @@ from interp.provenance import code_version
 from interp.rng import generator
 
 RERUN_STAGES = 3  # stages' worth of processor time that whole searches on resampled prompts may take
+WIDEST = 0.5  # of the interval of the share kept, for a verdict
+FEWEST = 19  # random circuits with which the smallest p is .05
 LIMITS = (
     "Edges are ranked and the size is chosen on other prompts than the faithfulness is measured on.",
     "A faithful circuit need not be the only one: stand-ins that are silent in the clean run are no part of it.",
@@ -76,7 +78,10 @@ def discover(
         if reruns < settings.reruns:
             spent = f"the search took {stages.seconds['search']:,.0f} s"
             given["notes"].append(f"{reruns} searches rerun for stability, {settings.reruns} asked for: {spent}")
-        split_half = split_half_overlap(problem, settings, tell) if settings.halves else None
+        enough = all(problem.parts[name].pairs.n_units > 1 for name in ("score", "choose"))
+        split_half = split_half_overlap(problem, settings, tell) if settings.halves and enough else None
+        if settings.halves and not enough:
+            given["notes"].append("no overlap of two halves: one part of the prompts has a single sequence")
     circuit = replace(circuit, faithfulness=judgement.faithfulness.retained, frequency=frequency)
     verdict, headline = verdict_of(circuit, judgement, settings)
     given |= {
@@ -199,13 +204,22 @@ def verdict_of(circuit: Circuit, judgement: Judgement, settings: Settings) -> tu
     missing = []
     if kept.value < settings.target:
         missing.append(f"less than the {settings.target:.0%} asked for")
+    elif kept.value > 2 - settings.target:
+        missing.append(f"that is {kept.value - 1:.0%} more than the model has, so it is no copy of the model")
+    if kept.high - kept.low > WIDEST:
+        missing.append("the interval is too wide to tell")
     random = next((one for one in judgement.controls if one.headline), None)
     if random is None or random.largest is None:
         missing.append("no matched control could be made")
-    elif random.largest >= kept.low:
-        missing.append(f"a matched random circuit keeps {random.largest:.1%}")
     else:
-        said += f"; the best of {random.n} matched random circuits keeps {random.largest:.1%}"
+        said += f"; the best of {random.n} {random.what} keeps {random.largest:.1%}"
+        same = next((one for one in judgement.controls if one.name == "same types" and one.largest is not None), None)
+        if same is not None:
+            said += f" (all types matched: {same.largest:.1%}, holding {same.shared:.0%} of the circuit)"
+        if random.n < FEWEST:
+            missing.append(f"{random.n} random circuits are too few for a p of .05")
+        elif not random.largest < kept.low:
+            missing.append("that random circuit is as good")
     if missing:
         return "candidate", f"Candidate: {said}, but {'; '.join(missing)}."
     return "circuit", f"Circuit: {said}."

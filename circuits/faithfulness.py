@@ -91,7 +91,7 @@ def curve(
     """
     ranked = scores - scores[live].min() + 1 if signed and bool(live.any()) else scores
     order, read = order_of(ranked, live), read_positions(runs)
-    masks = [connected(runs.decoder, runs.graph, top(order, size, live), read) for size in sizes]
+    masks = [connected(runs.decoder, runs.graph, top(order, size, live), read, runs.resamples) for size in sizes]
     share = share_kept(runs.values(torch.stack(masks)), runs.clean, runs.ablated)
     return Curve(tuple(sizes), tuple(int(mask.sum()) for mask in masks), tuple(share.tolist()))
 

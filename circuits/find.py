@@ -31,7 +31,7 @@ class Settings(Frozen):
     controls: int = Field(100, ge=0, description="matched random circuits")
     reruns: int = Field(5, ge=0, description="whole searches on resampled prompts, for stability")
     halves: bool = Field(False, description="search on two halves of the prompts too, to see what chance changes")
-    removals: int = Field(400, ge=0, description="circuits run at most while removing edges")
+    removals: int = Field(2000, ge=0, description="circuits run at most while removing edges")
     seed: int = Field(0, ge=0)
 
 
@@ -125,7 +125,10 @@ def find_circuit(
     removals = min(settings.removals, course.runs_allowed())
     if removals < settings.removals:
         course.notes.append(f"edges removed exactly with {removals} runs of circuits, {settings.removals} asked for")
+    before = keeping.spent
     kept = removed(problem, circuits[chosen], scores, target, keeping, removals, tell)
+    if keeping.spent - before >= removals - 1:
+        course.notes.append(f"removal stopped after {removals} runs of circuits: further edges may not be needed")
     seen = None
     if look_for_interactions and not problem.by_position and settings.method == "auto":
         seen = _interactions(course, scores)
@@ -202,8 +205,9 @@ def _confirmed(course: _Course, ranking: Ranking) -> Ranking:
         kept[torch.arange(len(some)), some] = False
         exact.append((runs.clean - runs.values(kept.view(-1, *problem.live.shape))).mean(1))
         course.tell("exact top edges", min((number + 1) * size, len(order)), len(order))
-    lost = normalised(torch.cat(exact))
     scores = normalised(ranking.scores).flatten()
+    lost = normalised(torch.cat(exact))
+    lost = larger(lost, scores[order].to(lost))  # leaving out one edge misses those that stand in for each other
     scores[order] = torch.where(lost < 0, lost - 1, lost + 1).to(scores)
     note = f"{ranking.method}, top {len(order)} exactly"
     return Ranking(scores.view(ranking.scores.shape), note, ranking.kind, ranking.parts)

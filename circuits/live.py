@@ -102,20 +102,27 @@ def carrying(
 
 
 def connected(
-    decoder: Decoder, graph: EdgeGraph, kept: Bool[Tensor, "sender receiver *place"], read: Bool[Tensor, "pos"]
+    decoder: Decoder,
+    graph: EdgeGraph,
+    kept: Bool[Tensor, "sender receiver *place"],
+    read: Bool[Tensor, "pos"],
+    from_embedding: bool = True,
 ) -> Bool[Tensor, "sender receiver *place"]:
     """The kept edges on a kept path from the embedding to the metric.
 
     Leaving the others out changes nothing under resampling: a sender without such a path writes what it does in the
     corrupted run. Under other ablations a sender that gets ablated inputs still writes something of its own.
+
+    Args:
+        from_embedding: False asks for a kept path to the metric alone, as ablations other than resampling need.
     """
     if kept.dim() == 2:  # one position stands for all: then every query has keys besides its own
         wide = torch.zeros(*kept.shape, 2, 2, dtype=torch.bool, device=kept.device)
         wide[..., 1, 1] = wide[..., 0, 1] = kept
-        found = connected(decoder, graph, wide, torch.tensor([False, True], device=kept.device))
+        found = connected(decoder, graph, wide, torch.tensor([False, True], device=kept.device), from_embedding)
         return found[..., 1, 1]
     while True:
-        found = reaching(decoder, graph, carrying(decoder, graph, kept), read)
+        found = reaching(decoder, graph, carrying(decoder, graph, kept) if from_embedding else kept, read)
         if bool((found == kept).all()):
             return found
         kept = found

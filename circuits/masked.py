@@ -98,6 +98,11 @@ class MaskedRuns:
                 progress(min(start + size, len(kept)), len(kept))
         return torch.stack(found)
 
+    @property
+    def resamples(self) -> bool:
+        """Whether ablated senders write what they do in the corrupted run: then only paths from the embedding act."""
+        return self.given.ablation == "none"
+
     def at_once(self, kept: Tensor) -> int:
         """Circuits that are run together: few enough for the memory budget, and to use the same memory again."""
         return max(1, min(len(kept), 64, min(self.max_bytes, CHUNK_BYTES) // self.bytes_each(kept.dim() == 5)))

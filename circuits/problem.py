@@ -103,7 +103,10 @@ class Part:
     def metric(self) -> Metric:
         """Mean logit of the right answers minus that of the wrong ones; log-probability where none are wrong."""
         pairs, places = self.pairs, self.pairs.places
-        if pairs.wrong.shape[-1] and bool((pairs.wrong >= 0).any(-1).all()):
+        with_wrong = (self.problem.pairs.wrong >= 0).any(-1)  # of all parts: one problem has one metric
+        if bool(with_wrong.any()) and not bool(with_wrong.all()):
+            raise UsageError("pairs: some prompts have wrong answers and others none; give all of them some, or none")
+        if bool(with_wrong.any()):
             return AnswerDiff(pairs.answers, pairs.wrong, places)
         if pairs.answers.shape[-1] == 1:
             return LogProb(pairs.answers[..., 0], places)

@@ -45,9 +45,9 @@ def read_positions(runs: MaskedRuns) -> Bool[Tensor, "pos"]:
 
 
 def joined(problem: Problem, kept: Mask) -> Mask:
-    """The part of a circuit on paths from the embedding to the metric; under resampling nothing else acts."""
+    """The part of a circuit that acts: on paths to the metric, and under resampling from the embedding."""
     runs = problem.parts["score"].runs
-    return connected(problem.decoder, runs.graph, kept, read_positions(runs))
+    return connected(problem.decoder, runs.graph, kept, read_positions(runs), runs.resamples)
 
 
 def top(order: Int[Tensor, "edge"], size: int, like: Mask) -> Mask:

@@ -105,26 +105,37 @@ def test_overlap_is_the_share_of_the_union():
     assert overlap(one & ~one, two & ~two) == 1.0, "two empty circuits agree"
 
 
-def judgement(kept: float, low: float, largest: float | None) -> Judgement:
-    share = kept_share().model_copy(update={"retained": interval(kept).model_copy(update={"low": low})})
+def judgement(kept: float, low: float, largest: float | None, n: int = 19, high: float | None = None) -> Judgement:
+    bounds = {"low": low, "high": kept if high is None else high}
+    share = kept_share().model_copy(update={"retained": interval(kept).model_copy(update=bounds)})
     if largest is None:
         return Judgement(share, (), ())
-    given = {"name": "random paths", "what": "", "n": 10, "mean": 0.1, "largest": largest, "headline": True}
+    given = {"name": "random paths", "what": "random unions", "n": n, "mean": 0.1, "largest": largest, "headline": True}
     return Judgement(share, (ControlSummary(**given),), ())
 
 
 @pytest.mark.parametrize(
     ("kept", "low", "largest", "verdict", "why"),
     [
-        (0.97, 0.96, 0.40, "circuit", "keeps 40.0%"),
+        (0.97, 0.96, 0.40, "circuit", "the best of 19 random unions keeps 40.0%"),
         (0.94, 0.93, 0.40, "candidate", "less than the 95% asked for"),
-        (0.97, 0.96, 0.96, "candidate", "a matched random circuit keeps 96.0%"),
+        (0.97, 0.96, 0.96, "candidate", "that random circuit is as good"),
+        (1.40, 1.30, 0.40, "candidate", "40% more than the model has"),
         (0.97, 0.96, None, "candidate", "no matched control"),
     ],
 )
 def test_a_circuit_keeps_the_target_and_beats_every_matched_control(kept, low, largest, verdict, why):
     found, headline = verdict_of(circuit(), judgement(kept, low, largest), Settings())
     assert found == verdict and why in headline
+
+
+def test_few_controls_or_a_wide_interval_make_no_circuit():
+    for given, why in (
+        (judgement(0.97, 0.96, 0.4, n=18), "18 random circuits are too few"),
+        (judgement(0.97, 0.60, 0.4, high=1.20), "the interval is too wide"),
+    ):
+        found, headline = verdict_of(circuit(), given, Settings())
+        assert found == "candidate" and why in headline
 
 
 def test_reruns_that_would_take_too_long_are_left_out_and_named(monkeypatch):
@@ -140,9 +151,10 @@ def test_removal_and_confirmation_keep_to_the_budget(monkeypatch):
     problem = own_problem(n=96)
     few, all_of_them = (replace_settings(method="eap", removals=40, seconds=seconds) for seconds in (4.0, 400.0))
     found = find_circuit(problem, few, look_for_interactions=False)
+    assert any("removal stopped after 4 runs" in note for note in found.notes)
     assert any("with 4 runs of circuits, 40 asked for" in note for note in found.notes)
     whole = find_circuit(problem, all_of_them, look_for_interactions=False)
-    assert not whole.notes and int(whole.kept.sum()) <= int(found.kept.sum())
+    assert not any("asked for" in note for note in whole.notes) and int(whole.kept.sum()) <= int(found.kept.sum())
 
 
 def replace_settings(**changes) -> Settings:

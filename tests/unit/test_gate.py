@@ -1,8 +1,10 @@
 """Models without behaviour are told apart from models with it, beyond chance."""
 
+from dataclasses import replace
+
 import torch
 
-from circuits.gate import behaviour, constant_accuracy, mean_interval, per_unit, share
+from circuits.gate import behaviour, constant_accuracy, crossed_accuracy, mean_interval, per_unit, share
 from circuits.problem import Problem
 from tests.unit.own_answers import own_pairs, own_problem
 from tests.unit.small_decoders import small_decoder
@@ -29,6 +31,19 @@ def test_always_giving_one_answer_is_no_behaviour():
     part = Problem(decoder, own_pairs(decoder, n=96, answers=constant)).parts["score"]
     gate = behaviour(part)
     assert constant_accuracy(part) == 1.0 and not gate.passed and "best constant" in gate.reason
+
+
+def test_a_fixed_order_of_tokens_is_no_behaviour():
+    """Where an answer need only beat some tokens, one order of all tokens can be right without a look at the prompt."""
+    decoder = small_decoder("grouped").to(torch.float32)
+    order = torch.arange(decoder.W_U.shape[1], 0.0, -1)
+    blind = replace(decoder, W_U=torch.zeros_like(decoder.W_U), b_U=order)
+    drawn = torch.Generator().manual_seed(5)
+    answers = torch.randint(0, 3, (96,), generator=drawn)
+    pairs = replace(own_pairs(blind, n=96, answers=answers), wrong=(answers + 3)[:, None, None])
+    part = Problem(blind, pairs).parts["score"]
+    assert constant_accuracy(part) < 0.6 and crossed_accuracy(part) == 1.0
+    assert behaviour(part).accuracy.value == 1.0 and not behaviour(part).passed
 
 
 def test_units_count_once():

@@ -143,8 +143,9 @@ def test_screening_by_gradients_scores_the_top_edges_exactly():
     first = order_of(screened.scores, problem.live)[:6]
     exact = load("search", "exact").rank(Search(problem)).parts["noise"].mean(0).flatten()
     assert set(order_of(found, problem.live)[:6].tolist()) == set(first.tolist())
-    by_exact = first[exact[first].abs().argsort(descending=True)]
-    assert order_of(found, problem.live)[:6].tolist() == by_exact.tolist()
+    share = exact[first].abs() / exact[first].abs().max()
+    assert bool((found.flatten()[first].abs() - 1 >= share - 1e-6).all()), "no edge gets less than it costs exactly"
+    assert bool((found.flatten()[first].abs() > 1).all()), "in front of all that were not confirmed"
 
 
 def test_nothing_is_found_where_not_even_all_live_edges_suffice():
@@ -164,3 +165,13 @@ def test_resampled_problems_draw_units_within_their_parts():
         drawn, given = (set(p.parts[part].pairs.unit.tolist()) for p in (other, problem))
         assert drawn < given and len(other.parts[part].pairs) == len(problem.parts[part].pairs)
     assert other.parts["evaluate"] is problem.parts["evaluate"]
+
+
+@pytest.mark.parametrize("ablation", ["mean", "zero"])
+@pytest.mark.parametrize("name", ["preset", "parallel", "attention only"])
+def test_what_is_returned_keeps_the_target_under_every_ablation(name, ablation):
+    """A sender with ablated inputs still writes something of its own there, so edges off any path can act."""
+    problem = own_problem(name, ablation=ablation, n=48)
+    found = find_circuit(problem, Settings(method="masks", target=0.9, removals=60), look_for_interactions=False)
+    parts = [problem.parts[one] for one in ("score", "choose")]
+    assert found.kept.any() and float(Keeping(parts).of(found.kept[None])[0]) >= 0.9
