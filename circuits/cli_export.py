@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from circuits.circuit import Circuit
     from circuits.interchange.export import Exported
+    from interp.run import Run
 
 To = Annotated[
     str,
@@ -21,6 +23,10 @@ Checkpoint = Annotated[
 Pool = Annotated[
     bool, typer.Option("--pool", help="Pool the positions of a circuit by position, where the format has none.")
 ]
+Positions = Annotated[
+    bool | None,
+    typer.Option("--positions/--no-positions", help="Only a circuit with, or without, positions; else the newest."),
+]
 Output = Annotated[
     Path | None, typer.Option("-o", "--output", help="Folder; RUN/export, or that of the file, if not given.")
 ]
@@ -31,6 +37,7 @@ def export(
     to: To,
     checkpoint: Checkpoint = "last",
     pool: Pool = False,
+    positions: Positions = None,
     output: Output = None,
     store: Annotated[Path, typer.Option(help="Folder in which the name of a run is looked up.")] = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -45,8 +52,12 @@ def export(
         raise UsageError(f"--checkpoint {checkpoint!r}: expected last or a step such as 5080")
     step = int(checkpoint) if checkpoint != "last" else None
     path = Path(source)
-    of_file = path.is_file()
-    found = _of_file(path, to, step, pool, output) if of_file else _of_run(source, store, to, step, pool, output)
+    if path.is_file():
+        if positions is not None:
+            raise UsageError(f"--positions and --no-positions are for a run; {path} holds one circuit")
+        found = _of_file(path, to, step, pool, output)
+    else:
+        found = _of_run(_run(source, store), to, step, pool, output, positions)
     _show(found, to, as_json)
 
 
@@ -62,15 +73,52 @@ def _of_file(path: Path, to: str, step: int | None, pool: bool, output: Path | N
 
     circuit, notes = circuit_of_path(path)
     folder = output or path.parent
-    return export_circuit(circuit, to, folder, stem_of(circuit), pool, notes)
+    return export_circuit(circuit, to, folder, stem_of(circuit), pool, [*_beside(path, circuit), *notes])
 
 
-def _of_run(name: str, store: Path, to: str, step: int | None, pool: bool, output: Path | None) -> "Exported":
-    """A stored circuit of a run, or its model."""
+def _beside(path: Path, circuit: "Circuit") -> list[str]:
+    """A note where the discovery made last in the folder of a circuit.json is not the one that the file holds."""
+    from circuits.report.circuit_stored import FILE, holds_circuits, shelf_of_folder
+    from interp.errors import StoreError
+
+    if path.name != FILE or not holds_circuits(path.parent):
+        return []
+    try:
+        shelf = shelf_of_folder(path.parent)
+    except StoreError as error:
+        return [f"what lies beside it cannot be read: {error}"]
+    model, newest = circuit.provenance.model, max(shelf.stored, key=lambda one: (one.saved, one.key))
+    if newest.data.get("circuit") is None:
+        return [f"this is a circuit of {model}; the discovery made last in its folder, {shelf.name}, has none"]
+    return [] if shelf.name == model else [f"this is a circuit of {model}; its folder also holds one of {shelf.name}"]
+
+
+def _run(source: str, store: Path) -> "Run":
+    """The run of that name or at that path; what is neither is told from a name that is misspelt.
+
+    Raises:
+        UsageError: for another folder, and for a path that is not there.
+    """
+    from interp.errors import UsageError
     from interp.run import Store
 
-    path = Path(name)
-    run = Store(path.parent).run(path.name) if (path / "checkpoints").is_dir() else Store(store).run(name)
+    path = Path(source)
+    if (path / "checkpoints").is_dir():
+        return Store(path.parent).run(path.name)
+    a_path = len(path.parts) > 1 or path.suffix == ".json"
+    if path.is_dir() and (a_path or not (store / source).is_dir()):
+        inside = path / "circuit.json"
+        more = f"; give {inside}" if inside.is_file() else ""
+        raise UsageError(f"{source}: a folder that is no run; export takes a run or a circuit file{more}")
+    if a_path and not path.exists():
+        raise UsageError(f"{source}: no such file; export takes a run or a circuit file")
+    return Store(store).run(source)
+
+
+def _of_run(
+    run: "Run", to: str, step: int | None, pool: bool, output: Path | None, positions: bool | None
+) -> "Exported":
+    """A stored circuit of a run, or its model."""
     if to == "hf":
         from circuits.interchange.hf_run import export_model
 
@@ -78,8 +126,9 @@ def _of_run(name: str, store: Path, to: str, step: int | None, pool: bool, outpu
         return export_model(run, reached, output or run.path / "export" / f"hf-step-{reached}")
     from circuits.interchange.export import EXPORT, circuit_of_run, export_circuit, stem_of
 
-    circuit = circuit_of_run(run, step, to, pool).discovery.circuit.circuit()
-    return export_circuit(circuit, to, output or run.path / EXPORT, stem_of(circuit), pool, [])
+    stored, notes = circuit_of_run(run, step, to, pool, positions)
+    circuit = stored.discovery.circuit.circuit()
+    return export_circuit(circuit, to, output or run.path / EXPORT, stem_of(circuit), pool, notes)
 
 
 def _show(found: "Exported", to: str, as_json: bool) -> None:

@@ -69,7 +69,8 @@ def discover_path(request: PathRequest, tell: Tell = silent) -> DiscoveryFile:
     if kept is not None:
         kept.parent.mkdir(parents=True, exist_ok=True)
         step = -1 if subject.step is None else subject.step
-        write_sealed(kept, discovery_payload(step, subject.fingerprint, request.about(), found), limit=MAX_BYTES)
+        about = {**request.about(), "model": subject.model}
+        write_sealed(kept, discovery_payload(step, subject.fingerprint, about, found), limit=MAX_BYTES)
     return found
 
 

@@ -1,5 +1,6 @@
 """Discoveries that a run already holds: written by `interp circuit`, read without computing anything."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -109,6 +110,45 @@ def newest_circuit(run: Run, step: int | None = None, by_position: bool | None =
         if (step is None or one.step == step) and (by_position is None or one.by_position == by_position)
     ]
     return found[-1] if found else None
+
+
+def choose(stored: Sequence[StoredCircuit], step: int | None, by_position: bool | None) -> StoredCircuit | None:
+    """The newest of one step or of the latest that has one: the rule of `interp report circuit` and `interp export`.
+
+    Where the same was also searched with whole searches on resampled prompts, that one is taken: it says how stable the
+    circuit is.
+
+    Args:
+        stored: by step and then by age.
+        by_position: only those with, or without, positions; None takes both.
+    """
+    fit = [one for one in stored if step in (None, one.step) and by_position in (None, one.by_position)]
+    if not fit:
+        return None
+    alike = [one for one in fit if one.step == fit[-1].step and asked(one.request) == asked(fit[-1].request)]
+    return next((one for one in reversed(alike) if one.complete), fit[-1])
+
+
+def other_choice(stored: Sequence[StoredCircuit], main: StoredCircuit, step: int | None) -> str:
+    """Which of two kinds was chosen and how to get the other; empty where only one kind is stored."""
+    other = choose(stored, step, not main.by_position)
+    if other is None:
+        return ""
+    kinds = [f"{'with' if one.by_position else 'without'} positions{_at(one.step)}" for one in (main, other)]
+    option = "--positions" if other.by_position else "--no-positions"
+    return f"this is the discovery {kinds[0]}; one {kinds[1]} is stored too: {option}"
+
+
+def _at(step: int) -> str:
+    return "" if step < 0 else f" at step {step}"
+
+
+def asked(request: dict[str, Any]) -> tuple[Any, ...]:
+    """What two discoveries share that were asked for in the same way: prompts, ablation, kind of edges, method."""
+    settings = request.get("settings", {})
+    chosen = tuple(settings.get(name) for name in ("method", "target", "seed"))
+    prompts = tuple(sorted((request.get("prompts") or {}).items()))
+    return (prompts, *(request.get(name) for name in ("pairs", "bos", "ablation", "by_position")), *chosen)
 
 
 def trajectory_payload(steps: list[int], keys: list[str], story: "Trajectory") -> dict[str, Any]:

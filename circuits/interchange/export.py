@@ -12,7 +12,7 @@ from circuits.interchange.mib_json import circuit_of_mib, write_mib_json
 from circuits.interchange.mib_pt import read_mib_pt, write_mib_pt
 from circuits.interchange.neuronpedia import circuit_of_graph, write_neuronpedia
 from circuits.interchange.own import circuit_of_json, write_circuit
-from circuits.stored import StoredCircuit, newest_circuit
+from circuits.stored import StoredCircuit, choose, other_choice, stored_circuits
 from interp.errors import StoreError, UsageError
 from interp.run import Run
 
@@ -55,29 +55,42 @@ def export_circuit(circuit: Circuit, to: str, folder: Path, stem: str, pool: boo
     return Exported(about.model, about.step, circuit, {to: path}, notes)
 
 
-def circuit_of_run(run: Run, step: int | None, to: str, pool: bool) -> StoredCircuit:
-    """The newest stored discovery that fits the format: without positions where it has no place for them.
+def circuit_of_run(
+    run: Run, step: int | None, to: str, pool: bool, by_position: bool | None = None
+) -> tuple[StoredCircuit, list[str]]:
+    """The stored discovery that `choose` takes, without positions where the format has no place for them; with notes.
+
+    Args:
+        by_position: only those with, or without, positions; None leaves it to the format.
 
     Raises:
         UsageError: if there is none; the message names the command that makes one.
     """
-    flat = to in ("mib", "mib-pt")
-    found = newest_circuit(run, step, by_position=False) if flat else newest_circuit(run, step)
-    if found is None and flat and pool:
-        found = newest_circuit(run, step)
-    where = "" if step is None else f" at step {step}"
+    flat, stored = to in ("mib", "mib-pt"), stored_circuits(run)
+    found = choose(stored, step, False if flat and by_position is None else by_position)
+    if found is None and flat and pool and by_position is None:
+        found = choose(stored, step, None)
     if found is None:
-        more = "" if step is None else f" --checkpoints {step}"
-        other = newest_circuit(run, step) if flat else None
-        if other is not None:
-            raise UsageError(
-                f"{run.name}{where}: its stored circuit has positions and --to {to} has none; give --pool, or run "
-                f"`interp circuit {run.name}{more}`"
-            )
-        raise UsageError(f"{run.name}{where}: no circuit is stored; run `interp circuit {run.name}{more}` first")
+        raise UsageError(_lacking(run.name, stored, step, to if flat else "", by_position))
     if found.data.get("circuit") is None:
         raise UsageError(f"{run.name} at step {found.step}: no circuit to export. {found.data.get('headline', '')}")
-    return found
+    other = other_choice(stored, found, step) if by_position is None else ""
+    if other and flat:
+        other = f"--to {to} has no positions: {other} --pool" if not found.by_position else other
+    return found, [other] if other else []
+
+
+def _lacking(name: str, stored: list[StoredCircuit], step: int | None, flat: str, by_position: bool | None) -> str:
+    """What is missing and what would make it."""
+    where, more = ("", "") if step is None else (f" at step {step}", f" --checkpoints {step}")
+    if flat and not by_position and choose(stored, step, None) is not None:
+        return (
+            f"{name}{where}: its stored circuit has positions and --to {flat} has none; give --pool, or run "
+            f"`interp circuit {name}{more}`"
+        )
+    if by_position is not None:
+        where, more = f"{where} {'with' if by_position else 'without'} positions", more + " --positions" * by_position
+    return f"{name}{where}: no circuit is stored; run `interp circuit {name}{more}` first"
 
 
 def circuit_of_path(path: Path) -> tuple[Circuit, list[str]]:

@@ -101,7 +101,7 @@ def _words(found: "DiscoveryFile", model: str, step: int | None, around: Backgro
         if story.emerged is not None:
             emerged = f"A circuit from step {count(story.emerged)} on, three checkpoints in a row."
     return _Words(
-        title=f"Circuit of {where}",
+        title=f"Circuit of {where}" if found.circuit is not None else f"No circuit: {where}",
         overline=f"Circuit discovery · {where}",
         badge=tables.BADGES.get(found.verdict, "other"),
         keys=tables.keys(found),

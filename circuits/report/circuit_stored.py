@@ -11,14 +11,15 @@ from circuits.cli_circuit import circuit
 from circuits.interchange.files import of_type
 from circuits.interchange.own import write_circuit
 from circuits.report.circuit_page import Background, render_circuit_page
-from circuits.stored import CIRCUIT, FORMAT, StoredCircuit, stored_circuits
+from circuits.stored import CIRCUIT, FORMAT, StoredCircuit, asked, choose, other_choice, stored_circuits
 from circuits.trajectory import trajectory
+from interp.console import note
 from interp.errors import UsageError
 from interp.files import disk_errors, replace
 from interp.jsonfile import read_sealed
 from interp.run import Run
 
-PAGE, FILE = "circuit.html", "circuit.json"
+PAGE, FILE, EARLIER = "circuit.html", "circuit.json", "earlier-circuit.json"
 MAX_BYTES = 64 << 20
 Commands = Callable[[StoredCircuit], list[tuple[str, str]]]
 
@@ -32,6 +33,7 @@ class Shelf:
         folder: where the page goes unless another is named.
         search: command line that makes the first one, for when there is none.
         commands: (purpose, line) of what makes a discovery and its page again.
+        others: names of other models whose discoveries are in the same folder and left out here.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Shelf:
     folder: Path
     search: str
     commands: Commands
+    others: Sequence[str] = ()
 
 
 def shelf_of_run(run: Run) -> Shelf:
@@ -58,24 +61,38 @@ def holds_circuits(folder: Path) -> bool:
 
 
 def shelf_of_folder(folder: Path) -> Shelf:
-    """What `interp circuit MODEL --pairs FILE -o FOLDER` left there.
+    """What `interp circuit MODEL --pairs FILE -o FOLDER` left there, of the model that was searched last.
 
     Raises:
         StoreError: for a file that is damaged, or newer than this program.
     """
     found = [_read(path) for path in sorted(folder.glob(f"{CIRCUIT}*.json"))]
     found = sorted(found, key=lambda one: (one.step, one.saved, one.key))
-    models = [(one.data.get("circuit") or {}).get("provenance", {}).get("model") for one in found]
-    name = next((str(one) for one in reversed(models) if one), folder.name)
+    newest = max(found, key=lambda one: (one.saved, one.key))
+    model = model_of(newest)
+    fit = [one for one in found if model_of(one) == model]
+    others = sorted({_named(model_of(one), folder) for one in found if model_of(one) != model})
 
     def commands(main: StoredCircuit) -> list[tuple[str, str]]:
         pairs = f"path/to/{main.request.get('pairs', 'pairs.jsonl')}"
         more = ["--bos"] if main.request.get("bos") else []
         out = ["-o", folder.name]
-        words = [f"path/to/{name}", "--pairs", pairs, *more, *out]
+        words = [f"path/to/{model or 'model'}", "--pairs", pairs, *more, *out]
         return _commands(folder.name, main, words, [])
 
-    return Shelf(name, found, folder, "interp circuit path/to/model --pairs pairs.jsonl", commands)
+    search = "interp circuit path/to/model --pairs pairs.jsonl"
+    return Shelf(_named(model, folder), fit, folder, search, commands, others)
+
+
+def model_of(one: StoredCircuit) -> str | None:
+    """Name of the model, from the circuit or from the request; None where an older version left it out."""
+    circuit = one.data.get("circuit") or {}
+    name = circuit.get("provenance", {}).get("model") or one.request.get("model")
+    return None if name is None else str(name)
+
+
+def _named(model: str | None, folder: Path) -> str:
+    return model or f"model in {folder.name}"
 
 
 def _read(path: Path) -> StoredCircuit:
@@ -86,10 +103,7 @@ def _read(path: Path) -> StoredCircuit:
 
 
 def stored_circuit(shelf: Shelf, step: int | None, by_position: bool | None = None) -> StoredCircuit:
-    """The newest stored discovery, of one step or of the latest that has one.
-
-    Where the same was also searched with whole searches on resampled prompts, that one is taken: it says how stable the
-    circuit is.
+    """The stored discovery that `choose` takes; notes on stderr name what else is stored and was not taken.
 
     Args:
         by_position: only those with, or without, positions; None takes both.
@@ -97,10 +111,15 @@ def stored_circuit(shelf: Shelf, step: int | None, by_position: bool | None = No
     Raises:
         UsageError: if there is none; the message names the command that makes one.
     """
-    fit = [one for one in shelf.stored if step in (None, one.step) and by_position in (None, one.by_position)]
-    if fit:
-        alike = [one for one in fit if one.step == fit[-1].step and _asked(one.request) == _asked(fit[-1].request)]
-        return next((one for one in reversed(alike) if one.complete), fit[-1])
+    if shelf.others:
+        named = ", ".join(shelf.others)
+        note(f"this is {shelf.name}, searched last; the folder holds also {named}: give each model a folder of its own")
+    found = choose(shelf.stored, step, by_position)
+    if found is not None:
+        other = other_choice(shelf.stored, found, step) if by_position is None else ""
+        if other:
+            note(other)
+        return found
     where, more = ("", "") if step is None else (f" at step {step}", f" --checkpoints {step}")
     if by_position is not None:
         where, more = f"{where} {'with' if by_position else 'without'} positions", more + " --positions" * by_position
@@ -108,7 +127,10 @@ def stored_circuit(shelf: Shelf, step: int | None, by_position: bool | None = No
 
 
 def write_circuit_page(shelf: Shelf, main: StoredCircuit, folder: Path | None = None) -> dict[str, Path]:
-    """Write circuit.html, and circuit.json where there is a circuit; equal discoveries give equal bytes."""
+    """Write circuit.html, and circuit.json where there is a circuit; equal discoveries give equal bytes.
+
+    Where there is none, a circuit.json from before is renamed, so that it does not stand for this discovery.
+    """
     found, folder = main.discovery, folder or shelf.folder
     series = [(one.step, one.discovery) for one in fellows(shelf.stored, main)]
     story = trajectory([step for step, _ in series], [one for _, one in series]) if len(series) > 1 else None
@@ -121,6 +143,10 @@ def write_circuit_page(shelf: Shelf, main: StoredCircuit, folder: Path | None = 
     if found.circuit is not None:
         write_circuit(folder / FILE, found.circuit)
         files["json"] = folder / FILE
+    elif (folder / FILE).is_file():
+        with disk_errors(folder):
+            (folder / FILE).replace(folder / EARLIER)
+        note(f"{folder / FILE} held a circuit of another discovery; it is now {EARLIER}")
     return files
 
 
@@ -134,22 +160,15 @@ def fellows(stored: Sequence[StoredCircuit], main: StoredCircuit) -> list[Stored
 
     At a step that has several, the newest with two halves of the prompts is taken: only it says what chance changes.
     """
-    asked = _asked(main.request)
+    same = asked(main.request)
     by_step: dict[int, StoredCircuit] = {}
     for one in stored:
-        if _asked(one.request) != asked:
+        if asked(one.request) != same:
             continue
         before = by_step.get(one.step)
         if before is None or _halves(one) >= _halves(before):
             by_step[one.step] = one
     return [by_step[step] for step in sorted(by_step)]
-
-
-def _asked(request: dict[str, Any]) -> tuple[Any, ...]:
-    settings = request.get("settings", {})
-    chosen = tuple(settings.get(name) for name in ("method", "target", "seed"))
-    prompts = tuple(sorted((request.get("prompts") or {}).items()))
-    return (prompts, *(request.get(name) for name in ("pairs", "bos", "ablation", "by_position")), *chosen)
 
 
 def _halves(one: StoredCircuit) -> bool:

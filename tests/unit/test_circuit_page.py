@@ -209,6 +209,35 @@ def test_a_folder_of_a_model_that_is_no_run_has_a_page_too(tmp_path, capsys):
     assert "check sum" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("second", ["modelb", None])
+def test_a_page_without_a_circuit_names_no_other_model_and_leaves_none_of_its_circuits(second, tmp_path, capsys):
+    request = {"pairs": "ioi.jsonl", "bos": False, "ablation": "resample", "by_position": False, "settings": SETTINGS}
+    one = circuit(edges={"embed->M0": 1.0}, provenance=provenance(model="modela", step=None))
+    folder = tmp_path / "out"
+    folder.mkdir()
+    first = discovery_payload(-1, "cd" * 32, {**request, "model": "modela"}, discovery(one))
+    write_sealed(folder / "circuit-ff.json", first)
+    assert main(["report", "circuit", str(folder)]) == 0
+    nothing = discovery(None, "no behaviour to explain", "No behaviour: chance.")
+    asked = request if second is None else {**request, "model": second}
+    write_sealed(folder / "circuit-00.json", discovery_payload(-1, "ef" * 32, asked, nothing))
+    capsys.readouterr()
+    name = second or "model in out"
+    assert main(["export", str(folder / "circuit.json"), "--to", "mib", "-o", str(tmp_path)]) == 0
+    said = f"this is a circuit of modela; the discovery made last in its folder, {name}, has none"
+    assert said in capsys.readouterr().out
+    assert main(["report", "circuit", str(folder), "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert (json.loads(out)["run"], list(json.loads(out)["files"])) == (name, ["html"])
+    assert f"this is {name}, searched last; the folder holds also modela" in err
+    text = (folder / "circuit.html").read_text()
+    assert f"<title>No circuit: {name}</title>" in text
+    assert "modela" not in text
+    assert f"interp circuit path/to/{second or 'model'} --pairs path/to/ioi.jsonl -o out" in text
+    assert not (folder / "circuit.json").exists()
+    assert same(circuit_of_path(folder / "earlier-circuit.json")[0], one)
+
+
 def test_where_nothing_is_stored_the_command_that_helps_is_named(tmp_path, capsys):
     keep(Store(tmp_path))
     for more, says in (

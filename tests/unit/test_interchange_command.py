@@ -71,6 +71,25 @@ def test_the_newest_circuit_without_positions_goes_where_positions_have_no_place
     assert exported(capsys, store, "both", "--to", "neuronpedia", "--checkpoint", "10")["n_kept"] == 3
 
 
+def test_a_report_and_an_export_take_the_same_circuit_and_say_what_else_is_stored(store, capsys, tmp_path):
+    stored(store, "both", (20, FLAT), (20, PLACED))
+    where = ["--store", str(store.root)]
+    assert main(["report", "circuit", "both", *where, "-o", str(tmp_path)]) == 0
+    note = "this is the discovery with positions at step 20; one without positions at step 20 is stored too"
+    assert f"{note}: --no-positions" in capsys.readouterr().err
+    value = exported(capsys, store, "both", "--to", "circuit")
+    assert value["n_kept"] == circuit_of_path(tmp_path / "circuit.json")[0].n_kept == 2
+    assert value["notes"] == [f"{note}: --no-positions"]
+    chosen = exported(capsys, store, "both", "--to", "circuit", "--no-positions")
+    assert (chosen["n_kept"], chosen["notes"]) == (3, [])
+    said = exported(capsys, store, "both", "--to", "mib")["notes"][0]
+    assert said.startswith("--to mib has no positions: this is the discovery without positions")
+    assert said.endswith("is stored too: --positions --pool")
+    assert exported(capsys, store, "both", "--to", "mib", "--positions", "--pool")["n_kept"] == 2
+    assert main(["export", "both", "--to", "mib", "--positions", *where]) == 1
+    assert "this circuit has positions, and the MIB form has none" in capsys.readouterr().err
+
+
 def test_positions_are_refused_unless_pooling_is_asked_for(store, capsys):
     stored(store, "placed", (20, PLACED))
     line = refused(capsys, "placed", "--to", "mib", "--store", str(store.root))
@@ -97,12 +116,18 @@ def test_where_nothing_is_stored_the_command_that_helps_is_named(store, capsys):
         ("nowhere --to mib --checkpoint first", "--checkpoint 'first': expected last or a step"),
         ("FILE --to hf", "--to hf writes the model of a run; this file has no weights"),
         ("FILE --to mib --checkpoint 5", "--checkpoint is for a run"),
+        ("FILE --to mib --positions", "--positions and --no-positions are for a run"),
+        ("FOLDER/nothing.json --to mib", "nothing.json: no such file; export takes a run or a circuit file"),
+        ("nothing.json --to mib", "nothing.json: no such file"),
+        ("FOLDER/nothing --to hf", "nothing: no such file"),
+        ("FOLDER --to mib", "a folder that is no run; export takes a run or a circuit file; give FOLDER/circuit.json"),
+        ("FOLDER/.. --to hf", "/..: a folder that is no run; export takes a run or a circuit file\n"),
     ],
 )
 def test_wrong_usage_is_one_line_and_writes_nothing(words, says, capsys, tmp_path):
     write_circuit(tmp_path / "circuit.json", FLAT)
-    line = words.replace("FILE", str(tmp_path / "circuit.json")).split()
-    assert says in refused(capsys, *line, "--store", str(tmp_path / "runs"))
+    line = words.replace("FILE", str(tmp_path / "circuit.json")).replace("FOLDER", str(tmp_path)).split()
+    assert says.replace("FOLDER", str(tmp_path)) in refused(capsys, *line, "--store", str(tmp_path / "runs"))
     assert [path.name for path in tmp_path.rglob("*")] == ["circuit.json"]
 
 
