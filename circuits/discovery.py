@@ -212,7 +212,7 @@ def verdict_of(circuit: Circuit, judgement: Judgement, settings: Settings) -> tu
     if random is None or random.largest is None:
         missing.append("no matched control could be made")
     else:
-        said += f"; the best of {random.n} {random.what} keeps {random.largest:.1%}"
+        said += f"; the best of {random.n} {random.what.replace(', matched', ' matched')} keeps {random.largest:.1%}"
         same = next((one for one in judgement.controls if one.name == "same types" and one.largest is not None), None)
         if same is not None:
             said += f" (all types matched: {same.largest:.1%}, holding {same.shared:.0%} of the circuit)"

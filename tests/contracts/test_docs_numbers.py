@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from benchmarks._discovery_table import markdown as discovery_table
+from benchmarks._discovery_table import row, span
 from benchmarks._patching_table import markdown
 from benchmarks.seeds import table
 
@@ -93,3 +95,25 @@ def test_patching_tables_are_those_of_the_benchmarks(root):
             f"| {name}: {case['edges']:,} | {case['run']:,} | {case['engine_seconds']:.3f} | {case['ratio']:.0f} |"
             in page
         )
+
+
+def test_the_readme_names_the_patching_ratios_of_the_benchmark(root):
+    cases = json.loads((root / "benchmarks" / "results" / "patching.json").read_text())["cases"]
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    for case in cases:
+        if case["name"] in ("toy-256-all", "gpt2-20-last"):
+            ratios = [case["ratios"][name] for name in ("transformer_lens", "best")]
+            text = [f"{one['median']:.3g} [{one['lowest']:.3g}, {one['highest']:.3g}]" for one in ratios]
+            assert f"| {text[0]} and {text[1]} times | {case['patches']:,} patches, {case['rounds']} rounds |" in readme
+
+
+def test_circuits_in_docs_and_readme_are_those_of_the_benchmark(root):
+    results = json.loads((root / "benchmarks" / "results" / "discovery.json").read_text())
+    assert discovery_table(results) in (root / "docs" / "measured.md").read_text(encoding="utf-8")
+    found = [run["length 16"] for run in results["polynomial"]["runs"].values()]
+    cells = row("length 16", found).split(" | ")
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    assert f"| {cells[2]} of the live edges keep {cells[3]} of the metric | {len(found)} runs |" in readme
+    best = span([one["controls"]["random paths"]["largest"] for one in found])
+    assert f"| {best} | {len(found)} runs, 100 circuits each |" in readme
+    assert {one["verdict"] for one in found} == {"circuit"}

@@ -1,0 +1,40 @@
+"""The table of the discovery benchmark for the docs, from its results."""
+
+from typing import Any
+
+HEADER = (
+    "| edges | kept, of live | share of live | metric kept | best random, number and offset matched | best random, all "
+    "types matched (of the circuit it holds) | CMD |\n|---|---|---|---|---|---|---|"
+)
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """One row per kind of graph: lowest and highest over the solved runs."""
+    runs = results["polynomial"]["runs"].values()
+    return "\n".join([HEADER, *(row(name, [run[name] for run in runs]) for name in next(iter(runs)) if name != "step")])
+
+
+def row(name: str, found: list[dict[str, Any]]) -> str:
+    """The cells of one kind of graph."""
+    live = {one["n_live"] for one in found}
+    random = [one["controls"]["random paths"]["largest"] for one in found]
+    same = [one["controls"].get("same types") for one in found]
+    typed = "-"
+    if all(same):
+        typed = f"{span([one['largest'] for one in same])} ({span([one['shared'] for one in same])})"
+    cells = [
+        name,
+        f"{span([one['n_kept'] for one in found], '{:.0f}')} of {', '.join(f'{n:,}' for n in sorted(live))}",
+        span([one["share_of_live"] for one in found]),
+        span([one["kept"]["value"] for one in found]),
+        span(random),
+        typed,
+        span([one["cmd"] for one in found], "{:.3f}"),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def span(values: list[float], form: str = "{:.1%}") -> str:
+    """Lowest to highest."""
+    low, high = form.format(min(values)), form.format(max(values))
+    return low if low == high else f"{low} to {high}"
