@@ -11,7 +11,10 @@ from interp.errors import InterpError, StoreError
 from interp.run import Run
 
 VERDICTS = {
-    "circuit": ("green", "Faithful on held-out prompts, and better than matched random circuits of the same size."),
+    "circuit": (
+        "green",
+        "Faithful on held-out prompts, and better than random circuits of the same number of edges; see the controls.",
+    ),
     "candidate": ("orange", "Something that a circuit must have is missing; the headline says what."),
     "no faithful circuit": ("gray", "No small set of edges keeps enough of the behaviour."),
     "no behaviour to explain": ("gray", "The model does not do the task here, so there is no circuit to look for."),
@@ -124,9 +127,10 @@ def facts(one: StoredCircuit) -> list[tuple[str, str]]:
 
 
 def spread(interval: Mapping[str, Any]) -> str:
-    """Share with interval and n."""
+    """Share with interval, its level where it is stored, and n."""
     value, low, high = (float(interval[name]) for name in ("value", "low", "high"))
-    return f"{value:.1%} [{low:.1%}, {high:.1%}], n = {interval['n']}"
+    level = f", {100 * float(interval['level']):.4g} % interval" if "level" in interval else ""
+    return f"{value:.1%}{level} [{low:.1%}, {high:.1%}], n = {interval['n']}"
 
 
 def control_words(control: Mapping[str, Any]) -> str:
@@ -138,7 +142,9 @@ def control_words(control: Mapping[str, Any]) -> str:
     if n == 1:
         return f"{name}: keeps {mean:.1%} of the metric"
     p = "" if control.get("p_value") is None else f"; p = {control['p_value']:.3g}"
-    return f"{name}: {n} of them keep {mean:.1%} of the metric on average, {largest:.1%} at most{p}"
+    same = control["name"] == "same types" and (control.get("shared") or 0.0) > 1 - 1e-9
+    alone = "; each holds the whole circuit: no different circuit of these types exists among them" if same else ""
+    return f"{name}: {n} of them keep {mean:.1%} of the metric on average, {largest:.1%} at most{p}{alone}"
 
 
 @dataclass(frozen=True)

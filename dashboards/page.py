@@ -15,7 +15,7 @@ from interp.errors import InterpError
 from interp.run import Run, Store
 
 Widget = Literal["selectbox", "slider", "segments"]
-NOT_GIVEN = "not applicable"
+NOT_GIVEN, READ_ONLY = "not applicable", "Read only: nothing is intervened on"
 ADDRESS = re.compile(r":(?=//)|www(?=\.)|@", re.IGNORECASE)
 MEANING, JOINER = frozenset("\\`*_{}[]()<>#+-.!|$:~&"), "\u2060"
 
@@ -120,6 +120,8 @@ class Page:
     ) -> None:
         """Title and the line that says how the numbers below were made.
 
+        A view that gives `n` alone only reads; one that gives nothing has no numbers yet.
+
         Args:
             direction: which run is patched with what, such as "clean into corrupted".
             ablation: zero, mean, resample, or interchange with a donor.
@@ -137,9 +139,10 @@ class Page:
                 "held-out prompts.",
             )
         made = {"direction": direction, "ablation": ablation, "pair family": family}
+        words = [f"{name}: {plain(value)}" for name, value in {**made, "n": n}.items()]
         if set(made.values()) == {NOT_GIVEN}:
-            made = {"direction, ablation, pair family": "none, nothing is intervened on here"}
-        st.caption(" · ".join(f"{name}: {plain(value)}" for name, value in {**made, "n": n}.items()))
+            words = ["No numbers yet"] if n == NOT_GIVEN else [READ_ONLY, words[-1]]
+        st.caption(" · ".join(words))
 
     def share(self, command: str | None = None, python: str | None = None) -> None:
         """Offer the full link, the command that gives the same, and the Python for it, in a button beside the title.

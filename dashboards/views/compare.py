@@ -15,23 +15,19 @@ TITLE = "Compare"
 ORDER = 80
 ICON = ":material/compare_arrows:"
 
+SIDES, GAP = ("First", "Second"), "difference (second minus first)"
+
 
 def render(page: Page) -> None:
-    """The run of the address on the left, the one chosen here on the right."""
+    """The run of the address first, on the left; the one chosen here second, on the right."""
     page.header(n="held-out sequences of each run's log; intervals are those of the stored detections")
     if page.run is None:
         page.empty("Nothing to compare.", "Two runs that differ in their seed:", page.command("demo", run=False))
         return
     other = page.store.run(page.pick("other", "Compare with", page.names, _another(page)))
-    steps = page.steps
-    theirs = tuple(ref.step for ref in other.checkpoints()) or (0,)
-    left, right = st.columns(2)
-    with left:
-        step = page.pick("step", f"Step of {plain(page.run.name)}", steps or (0,), page.get("step"), widget="slider")
-    with right:
-        default = theirs[0] if other.name == page.run.name else data.closest(theirs, step or 0)
-        other_step = page.pick("other_step", f"Step of {plain(other.name)}", theirs, default, widget="slider")
-    sides = [(page.run, step), (other, other_step)]
+    if len(page.names) < 2:
+        st.caption("This store has no other run to choose, so two steps of this one are compared.")
+    sides = _sides(page, page.run, other)
     _curves(page, sides)
     _accuracy(sides)
     _verdicts(page, sides)
@@ -41,6 +37,22 @@ def render(page: Page) -> None:
         "from interp.run_summary import compare\n\n"
         f"difference = compare(store, [run.name, {other.name!r}])\nprint(difference.accuracy_by_length)",
     )
+
+
+def _sides(page: Page, run: Run, other: Run) -> list[tuple[Run, int]]:
+    """Both with their chosen steps; of one run first the earliest and second the newest, so that learning is a gain."""
+    alone, steps = run.name == other.name, page.steps or (0,)
+    theirs = tuple(ref.step for ref in other.checkpoints()) or (0,)
+    start = steps[0] if alone and "step" not in page.address.raw else page.get("step")
+    left, right = st.columns(2)
+    with left:
+        step = page.pick("step", f"First: step of {plain(run.name)}", steps, start, widget="slider")
+    default = data.closest(theirs, step)
+    if alone:
+        default = theirs[-1] if step != theirs[-1] else theirs[0]
+    with right:
+        other_step = page.pick("other_step", f"Second: step of {plain(other.name)}", theirs, default, widget="slider")
+    return [(run, step), (other, other_step)]
 
 
 def _another(page: Page) -> str:
@@ -59,7 +71,7 @@ def _curves(page: Page, sides: list[tuple[Run, int]]) -> None:
     charts.loss(rows, [step for _, step in sides], last, key="compare.loss")
     for place, (column, (run, step)) in enumerate(zip(st.columns(2), sides, strict=True)):
         with column:
-            st.markdown(f"**Accuracy by length: {plain(run.name)}**")
+            st.markdown(f"**{SIDES[place]}: accuracy by length of {plain(run.name)}**")
             charts.accuracy(data.accuracy_rows(cached.metrics(run)), [step], last, key=f"compare.accuracy.{place}")
 
 
@@ -67,26 +79,26 @@ def _accuracy(sides: list[tuple[Run, int]]) -> None:
     """Accuracy at each length at the evaluation nearest to each chosen step."""
     found = [data.accuracy_at(cached.metrics(run), step) for run, step in sides]
     lengths = sorted({length for _, values in found for length in values})
-    titles = [f"{run.name}, step {at}" for (run, _), (at, _) in zip(sides, found, strict=True)]
-    if len(set(titles)) == 1:
+    if len({(run.name, at) for (run, _), (at, _) in zip(sides, found, strict=True)}) == 1:
         st.caption("Both sides are the same checkpoint; choose another run or step.")
         return
+    titles = [f"{side}: {run.name}, step {at}" for side, (run, _), (at, _) in zip(SIDES, sides, found, strict=True)]
     rows = []
     for length in lengths:
         values = [accuracy.get(length) for _, accuracy in found]
         gap = values[1] - values[0] if None not in values else None
-        rows.append({"length": length, titles[0]: values[0], titles[1]: values[1], "difference": gap})
+        rows.append({"length": length, titles[0]: values[0], titles[1]: values[1], GAP: gap})
     st.markdown("**Accuracy at the evaluations nearest to the two steps** (whole held-out sequences)")
     st.dataframe(rows, hide_index=True, alt="Accuracy by length of both sides and the difference")
 
 
 def _verdicts(page: Page, sides: list[tuple[Run, int]]) -> None:
     """What the stored detections say about each side."""
-    for column, (run, step) in zip(st.columns(2), sides, strict=True):
+    for column, side, (run, step) in zip(st.columns(2), SIDES, sides, strict=True):
         with column, page.guarded("Detect it again:", page.command("detect", "--checkpoints", "all")):
             found = cached.followed(run)
             one = _detection(found, step)
-            st.markdown(f"**{plain(run.name)} at step {step}**")
+            st.markdown(f"**{side}: {plain(run.name)} at step {step}**")
             if one is None:
                 st.caption("No stored detection of this checkpoint.")
                 continue
@@ -94,7 +106,7 @@ def _verdicts(page: Page, sides: list[tuple[Run, int]]) -> None:
             st.dataframe(
                 [{"role": row.role, "head": row.component, "mass": row.observed, "p": row.p_value} for row in one.null],
                 hide_index=True,
-                alt=f"Scores of {run.name}",
+                alt=f"Scores of {run.name} at step {step}",
             )
 
 

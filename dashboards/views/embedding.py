@@ -33,14 +33,13 @@ def render(page: Page) -> None:
     found = None
     with page.guarded("The embeddings are left out.", page.command("probe", "--what", "embedding", "--fresh")):
         found = _embedding(str(page.run.path), stamp(page.run.path / "analysis"))
-    seen = {"direction": "none, nothing is patched", "ablation": "none", "family": "none, no prompts"}
     if found is None:
-        page.header(**seen)
+        page.header()
         nothing_stored(page)
         return
     kinds = [what for what in ("tokens", "positions") if what in found.places]
     what = page.choice("what", kinds)
-    page.header(**seen, n=f"{len(found.labels(what))} {what}")
+    page.header(n=f"{len(found.labels(what))} {what}")
     with st.container(horizontal=True, vertical_alignment="bottom"):
         what = page.pick("what", "Embeddings of", kinds, what, widget="segments")
         trail = page.pick("trail", "Way they came", ["show", "hide"], widget="segments")
@@ -71,10 +70,10 @@ def explained(found: StoredEmbedding, what: str, frame: int) -> str:
     """How much of the variance the picture shows."""
     shares = (found.shares[what][frame], found.explained[what])
     here, last = (" + ".join(f"{share:.1%}" for share in axes) for axes in shares)
-    return (
-        f"The plane shows {here} of the variance of the {what} at step {found.steps[frame]:,}, and {last} at step "
-        f"{found.steps[-1]:,}, to which it was fitted."
-    )
+    said = f"The plane shows {here} of the variance of the {what} at step {found.steps[frame]:,}"
+    if found.steps[frame] != found.steps[-1]:
+        said += f", and {last} at step {found.steps[-1]:,}"
+    return f"{said}, to which it was fitted."
 
 
 def plane(found: StoredEmbedding, what: str, frame: int, trail: bool) -> alt.LayerChart:

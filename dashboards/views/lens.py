@@ -27,12 +27,11 @@ def render(page: Page) -> None:
     frames = None
     with page.guarded("The lens is left out.", page.command("probe", "--what", "lens", "--fresh")):
         frames = _frames(str(page.run.path), stamp(page.run.path / "analysis"))
-    seen = {"direction": "none, nothing is patched", "ablation": "none", "family": "none"}
     if frames is None:
-        page.header(**seen, n=0)
+        page.header()
         nothing_stored(page)
         return
-    page.header(**seen, n=frames.about.get("prompts", frames.about["n"]))
+    page.header(n=frames.about.get("prompts", frames.about["n"]))
     step = grid(page, frames)
     example(page, frames, step)
 

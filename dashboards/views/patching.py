@@ -65,7 +65,6 @@ def heatmap(page: Page, run: Run, found: list[StoredPatches]) -> int:
         layout = page.pick("layout", "Show", ["heads", "steps"], widget="segments", show=_layout_words)
         frames = _frames(str(run.path), stamp(run.path / "analysis"), chosen.setting)
         t, component = rows_shown(page, frames, layout)
-        share(page, chosen)
     with header:
         page.header(
             direction=chosen.about.get("direction") or "an ablation in the clean run",
@@ -74,6 +73,7 @@ def heatmap(page: Page, run: Run, found: list[StoredPatches]) -> int:
             n=f"{chosen.n(t)} prompts",
         )
     grid(page, run, frames, sheet_of(frames, layout, t, component), chosen)
+    share(page, chosen, frames, layout, t, component)
     return int(chosen.about["length"])
 
 
@@ -224,13 +224,19 @@ def nothing_stored(page: Page, run: Run) -> None:
     offer(page, "Patch this checkpoint", arguments)
 
 
-def share(page: Page, chosen: StoredPatches) -> None:
-    """Link, command and Python of what is seen."""
+def share(page: Page, chosen: StoredPatches, frames: Frames, layout: str, t: int, component: int) -> None:
+    """Link, command and Python of what is seen: the table of the checkpoint, and of the step t or the component."""
+    shown = min(frames.found, key=lambda one: abs(one.step - page.get("step")))
+    python = f"effect = patches.arrays(run)['value.t{t}']  # [component, position]"
+    if layout == "steps":
+        python = (
+            "arrays = patches.arrays(run)\n"
+            f"effect = {{t: arrays[f'value.t{{t}}'][{component}] for t in patches.ts}}  # step t: [position]"
+        )
     page.share(
         page.command("patch", *patch_arguments(chosen, page.get("step"))),
         "from circuits.patch_command.stored import stored_patches\n\n"
-        f"patches = next(one for one in stored_patches(run) if one.key == {chosen.key!r})\n"
-        f"effect = patches.arrays(run)['value.t{chosen.ts[0]}']  # [component, position]",
+        f"patches = next(one for one in stored_patches(run) if one.key == {shown.key!r})\n{python}",
     )
 
 

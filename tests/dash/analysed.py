@@ -19,7 +19,7 @@ LAST = 13750  # of the trained model; the other checkpoint, 0, has a tenth of it
 LINES = (
     ["patch", "solved", "--length", "4", "--n", "6", "--checkpoint", "0"],
     ["patch", "solved", "--length", "4", "--n", "6"],
-    ["circuit", "solved", "--checkpoints", "all", "--controls", "4", "--reruns", "0", "--length", "3", "--n", "32"],
+    ["circuit", "solved", "--checkpoints", "all", "--controls", "19", "--reruns", "0", "--length", "3", "--n", "32"],
     ["probe", "solved", "--length", "4", "--n", "16"],
 )
 

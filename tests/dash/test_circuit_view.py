@@ -7,7 +7,7 @@ import json
 import pytest
 
 from circuits.stored import newest_circuit
-from dashboards.circuit_data import Life, frames_of, life_rows, series_of
+from dashboards.circuit_data import Life, control_words, frames_of, life_rows, series_of
 from dashboards.components.circuit_frames import NAME, CircuitPick
 from dashboards.views import circuit
 from tests.dash.analysed import LAST, analysed, hostile, solved_store, worker  # noqa: F401
@@ -34,11 +34,23 @@ def test_the_verdict_its_numbers_and_controls_stand_in_words(view, solved_store)
     seen = text(app).replace("\\", "")
     assert stored.data["headline"] in seen and stored.data["verdict"] == "circuit"
     kept = stored.data["faithfulness"]["retained"]
-    assert f"{kept['value']:.1%} [{kept['low']:.1%}, {kept['high']:.1%}], n = {kept['n']}" in seen
+    assert f"{kept['value']:.1%}, 95 % interval [{kept['low']:.1%}, {kept['high']:.1%}], n = {kept['n']}" in seen
+    right = stored.data["gate"]["accuracy"]
+    assert f"{right['value']:.1%}, 99.9 % interval [{right['low']:.1%}, {right['high']:.1%}], n = {right['n']}" in seen
+    assert "better than random circuits of the same number of edges; see the controls" in seen
     for control in stored.data["controls"]:
         assert control["name"] in seen and control["what"] in seen
     (line,) = [caption.value.replace("\\", "") for caption in app.caption if "pair family" in caption.value]
     assert "ablation: resample · pair family: mixed, length 3" in line
+
+
+@pytest.mark.parametrize(("name", "shared", "said"), [
+    ("same types", 1.0, True), ("same types", 0.9, False), ("random paths", 1.0, False), ("same types", None, False),
+])  # fmt: skip
+def test_a_control_that_can_only_draw_the_circuit_itself_says_so(name, shared, said):
+    numbers = {"n": 5, "mean": 0.9, "largest": 0.9, "p_value": 1.0, "shared": shared}
+    words = control_words({"name": name, "what": "random unions", **numbers})
+    assert "p = 1" in words and ("no different circuit of these types" in words) is said
 
 
 def test_every_checkpoint_has_a_drawing_of_the_same_size_on_one_scale(view, solved_store):

@@ -32,6 +32,8 @@ def test_the_view_prints_the_explained_variance_of_the_step_and_of_the_fit(view,
     said = explained(found, "tokens", 0)
     assert said in text(app).replace("\\", "")
     assert f"{found.explained['tokens'][0]:.1%}" in said and "13,750" in said
+    fitted = explained(found, "tokens", 1)
+    assert fitted.count("13,750") == fitted.count(f"{found.explained['tokens'][0]:.1%}") == 1
 
 
 def test_the_axes_are_the_same_at_every_checkpoint(solved_store):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from circuits.graph import edge_graph
+from circuits.patch_command.stored import stored_patches
 from dashboards.components.heat_grid import NAME, HeatPick
 from dashboards.patching_data import what_if_targets
 from dashboards.views import patching
@@ -61,6 +62,24 @@ def test_the_heatmap_has_a_frame_for_each_patched_checkpoint_and_says_how_it_was
         "s2",
     ]
     assert any("last layer" in words for words in panel["reasons"].values())
+
+
+@pytest.mark.parametrize(
+    "address", [{"t": 3, "step": 0}, {"t": 1, "step": LAST}, {"layout": "steps", "component": "L1.H0", "step": 0}]
+)
+def test_the_python_gives_the_table_that_is_shown(view, solved_store, address):
+    app = view(solved_store, "patching", run="solved", **address)
+    (python,) = [code.value for code in app.code if "stored_patches" in code.value]
+    told = "effect = {t: row.tolist() for t, row in effect.items()} if isinstance(effect, dict) else effect.tolist()"
+    lines = [python, "import json", told, "print(json.dumps([patches.step, effect]))"]
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True)
+    step, effect = json.loads(done.stdout)
+    run = solved_store.run("solved")
+    stored = next(one for one in stored_patches(run) if one.step == address["step"]).arrays(run)
+    shown = {str(t): stored[f"value.t{t}"][1].tolist() for t in range(4)}  # of L1.H0
+    if "t" in address:
+        shown = stored[f"value.t{address['t']}"].tolist()
+    assert (step, effect) == (address["step"], shown)
 
 
 def test_the_steps_of_one_component_are_rows_of_growing_length(view, solved_store):

@@ -1,5 +1,7 @@
 """Every view on an empty, a normal, a hostile and a corrupted store: no exception, and it says what to do."""
 
+import shutil
+
 import pytest
 
 from interp.errors import InterpError
@@ -23,12 +25,15 @@ def test_a_view_of_an_empty_store_teaches_a_command_and_makes_no_folder(view, em
 
 
 @pytest.mark.parametrize("name", VIEWS)
-def test_a_view_names_direction_ablation_family_and_n_and_can_be_shared(view, normal_store, name):
+def test_a_view_says_how_its_numbers_were_made_and_can_be_shared(view, normal_store, name):
     app = view(normal_store, name, run="tiny", step=16)
     assert not app.exception
     assert app.title[0].value
-    (line,) = [caption.value for caption in app.caption if "pair family" in caption.value]
-    assert all(word in line for word in ("direction", "ablation", "n: "))
+    line = app.caption[0].value
+    if line != "No numbers yet":
+        assert " · n: " in line and "not applicable" not in line
+        made = line.startswith("Read only: nothing is intervened on · n: ")
+        assert made or all(word in line for word in ("direction: ", "ablation: ", "pair family: "))
     link, *others = [code.value for code in app.code if "?run=tiny" in code.value or "from interp" in code.value]
     assert f"{name}?run=tiny" in link
     assert any("store.run('tiny')" in other for other in others)
@@ -85,3 +90,28 @@ def test_the_damaged_run_is_listed_beside_the_others(view, normal_store):
     assert states == {"other": "done", "tiny": "damaged"}
     with pytest.raises(InterpError):
         _ = normal_store.run("tiny").config
+
+
+def test_two_steps_of_one_run_are_told_apart_and_learning_is_a_gain(view, normal_store):
+    run = normal_store.run("tiny")
+    steps = [ref.step for ref in run.checkpoints()]
+    app = view(normal_store, "compare", run="tiny", other="tiny")
+    assert not app.exception
+    assert [(one.label, one.value) for one in app.select_slider] == [
+        ("First: step of tiny", steps[0]), ("Second: step of tiny", steps[-1]),
+    ]  # fmt: skip
+    (table,) = [frame.value for frame in app.dataframe if "difference (second minus first)" in frame.value]
+    first, second = (table[name] for name in table.columns[1:3])
+    assert table.columns[1].startswith("First: tiny, step ") and table.columns[2].startswith("Second: tiny, step ")
+    assert (table["difference (second minus first)"] == second - first).all()
+    newest = view(normal_store, "compare", run="tiny", other="tiny", step=steps[-1])
+    assert [one.value for one in newest.select_slider] == [steps[-1], steps[0]]
+    assert "no other run" not in text(app)
+
+
+def test_a_lone_run_says_why_no_other_can_be_chosen(view, normal_store):
+    shutil.rmtree(normal_store.root / "other")
+    app = view(normal_store, "compare", run="tiny")
+    assert not app.exception
+    assert next(one for one in app.selectbox if one.label == "Compare with").disabled
+    assert "This store has no other run to choose" in text(app)
