@@ -208,17 +208,17 @@ def verdict_of(circuit: Circuit, judgement: Judgement, settings: Settings) -> tu
         missing.append(f"that is {kept.value - 1:.0%} more than the model has, so it is no copy of the model")
     if kept.high - kept.low > WIDEST:
         missing.append("the interval is too wide to tell")
-    random = next((one for one in judgement.controls if one.headline), None)
-    if random is None or random.largest is None:
+    paths = next((one for one in judgement.controls if one.headline), None)
+    if paths is None or paths.largest is None:
         missing.append("no matched control could be made")
     else:
-        said += f"; the best of {random.n} {random.what.replace(', matched', ' matched')} keeps {random.largest:.1%}"
+        said += f"; the best of {paths.n} {paths.what.replace(', matched', ' matched')} keeps {paths.largest:.1%}"
         same = next((one for one in judgement.controls if one.name == "same types" and one.largest is not None), None)
         if same is not None:
             said += f" (all types matched: {same.largest:.1%}, holding {same.shared:.0%} of the circuit)"
-        if random.n < FEWEST:
-            missing.append(f"{random.n} random circuits are too few for a p of .05")
-        elif not random.largest < kept.low:
+        if paths.n < FEWEST:
+            missing.append(f"{paths.n} random circuits are too few for a p of .05")
+        elif not paths.largest < kept.low:
             missing.append("that random circuit is as good")
     if missing:
         return "candidate", f"Candidate: {said}, but {'; '.join(missing)}."

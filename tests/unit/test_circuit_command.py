@@ -16,6 +16,12 @@ QUICK = ["--method", "exact", "--reruns", "0", "--controls", "5", "--n", "64", "
 
 
 @pytest.fixture(autouse=True)
+def room_for_tables(monkeypatch):
+    """Parallel test processes inherit the width of a terminal, in which words of tables would be broken."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
+@pytest.fixture(autouse=True)
 def threads_stay():
     threads = torch.get_num_threads()
     yield

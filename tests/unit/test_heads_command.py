@@ -15,6 +15,12 @@ from interp.cli import main
 from tests.truth.hand_heads import induction_pair, without
 
 
+@pytest.fixture(autouse=True)
+def room_for_tables(monkeypatch):
+    """Parallel test processes inherit the width of a terminal, in which words of tables would be broken."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 def opened(decoder, path="model", **given) -> Opened:
     """A decoder as if it had been read from disk."""
     facts = {"kind": "nanogpt checkpoint", "dtype": "float32", "processing": Processing(), "tokenizer_path": None}
