@@ -14,6 +14,7 @@ from circuits.pruning import read_positions
 
 Mask = Bool[Tensor, "sender receiver *place"]
 TRIES = 60  # paths drawn in a row that do not fit before a random circuit is left as it is
+GUESSES = 20  # before the edges of a type that are left are listed
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,16 @@ class Paths:
         options = good or options
         return options[int(torch.randint(len(options), (1,), generator=self.generator))]
 
+    def fresh(self, kind: tuple, have: set) -> tuple | None:
+        """An edge of a type that is not there yet, all equally likely; None where all are."""
+        options = self.of_type[kind]
+        for _ in range(GUESSES):  # a type may have tens of thousands of edges, of which few are there
+            one = options[int(torch.randint(len(options), (1,), generator=self.generator))]
+            if one not in have:
+                return one
+        rest = [one for one in options if one not in have]
+        return rest[int(torch.randint(len(rest), (1,), generator=self.generator))] if rest else None
+
     def through(self, edge: tuple, wanted: Counter, have: set) -> list[tuple] | None:
         """A path from the embedding to the metric over one edge; None at a dead end."""
         path, place = [edge], edge
@@ -194,8 +205,8 @@ def _union(paths: Paths, target: Counter, size: int) -> set:
             break
         weights = torch.tensor([float(wanted[kind]) for kind in lacking])
         kind = lacking[int(torch.multinomial(weights, 1, generator=paths.generator))]
-        fresh = [one for one in paths.of_type[kind] if one not in have]
-        path = paths.through(paths.pick(fresh, wanted, have), wanted, have) if fresh else None
+        edge = paths.fresh(kind, have)
+        path = None if edge is None else paths.through(edge, wanted, have)
         new = set(path) - have if path else set()
         excess = sum(max(0, count - max(0, wanted[k])) for k, count in Counter(paths.type_of[p] for p in new).items())
         if not new or len(have) + len(new) > size or (excess and tries < TRIES // 2):
