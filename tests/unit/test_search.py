@@ -38,6 +38,135 @@ def test_every_method_ranks_live_edges_only(name, by_position):
     assert (found.scores[problem.live] != 0).float().mean() > 0.5 and found.method and found.kind
 
 
+@pytest.mark.parametrize("ablation", ["mean", "zero"])
+def test_methods_without_corrupted_prompts_say_so(ablation):
+    problem = own_problem(ablation=ablation)
+    for name in names("search"):
+        method = load("search", name)
+        if method.needs_corrupted:
+            with pytest.raises(UsageError, match="corrupted prompts"):
+                find_circuit(problem, Settings(method=name))
+        else:
+            assert bool(method.rank(Search(problem, steps=3)).scores.any())
+
+
+def test_exact_scores_are_the_larger_of_both_directions():
+    problem = own_problem()
+    part = problem.parts["score"]
+    given = {"clean": part.pairs.clean, "corrupted": part.pairs.corrupted, "metric": part.metric, "resolve": "pooled"}
+    noise = -patch_edges(problem.decoder, direction="noise", **given).effect.mean(0)
+    denoise = patch_edges(problem.decoder, direction="denoise", **given).effect.mean(0)
+    found = load("search", "exact").rank(Search(problem))
+    expected = larger(noise, denoise) * problem.live
+    assert (found.scores - expected).abs().max() < 1e-5
+    assert (noise - denoise).abs().max() > 0.01, "both directions agree, so the test could not tell them apart"
+
+
+def test_a_mask_at_a_high_price_closes_and_at_a_low_one_opens(monkeypatch):
+    from circuits.search import masks
+
+    problem = own_problem()
+    open_share = {}
+    for price in (0.001, 30.0):
+        monkeypatch.setattr(masks, "PRICES", (price,))
+        open_share[price] = float(load("search", "masks").rank(Search(problem, steps=40)).parts["gates"].mean())
+    assert open_share[30.0] < 0.3 < open_share[0.001]
+    assert 0 < float(open_probability(torch.tensor(-9.0))) < 0.01
+
+
+def test_masks_repeat_with_their_seed():
+    problem, method = own_problem(), load("search", "masks")
+    first, again, other = (method.rank(Search(problem, seed=seed, steps=5)).scores for seed in (1, 1, 2))
+    assert bool((first == again).all()) and not bool((first == other).all())
+
+
+def test_acdc_removes_what_costs_less_than_the_tolerance():
+    problem = own_problem()
+    runs = problem.parts["score"].runs
+    scale = float(divergence(runs, torch.zeros_like(problem.live)[None])[0])
+    strict, loose = (pruned(runs, problem.live.clone(), share * scale) for share in (1e-4, 0.2))
+    assert int(loose.sum()) < int(strict.sum()) <= int(problem.live.sum())
+    count = int(problem.live.sum() - strict.sum())
+    assert float(divergence(runs, strict[None])[0]) <= 1e-4 * scale * max(1, count)
+
+
+def test_top_edges_come_in_order_and_only_live_ones():
+    live = torch.tensor([[True, False], [True, True]])
+    order = order_of(torch.tensor([[0.1, 9.0], [-3.0, 0.0]]), live)
+    assert order.tolist() == [2, 0, 3]
+    assert top(order, 2, live).tolist() == [[True, False], [True, False]]
+
+
+@pytest.mark.parametrize("by_position", [False, True])
+def test_the_circuit_found_keeps_the_target_and_cannot_lose_an_edge(by_position):
+    problem = own_problem(by_position=by_position)
+    keeping = Keeping([problem.parts["score"], problem.parts["choose"]])
+    scores = load("search", "exact").rank(Search(problem)).scores
+    found = smallest(problem, scores, 0.9, keeping)
+    kept = removed(problem, found, scores, 0.9, keeping, most=5000)
+    assert float(keeping.of(kept[None])[0]) >= 0.9
+    assert int(kept.sum()) <= int(found.sum()) < int(problem.live.sum())
+    places = kept.nonzero()
+    less = kept.repeat(len(places), *([1] * kept.dim()))
+    less[(torch.arange(len(places)), *places.T)] = False
+    assert float(keeping.of(less).max()) < 0.9
+    assert bool((joined(problem, kept) == kept).all())
+
+
+def test_a_small_allowance_stops_the_removal():
+    problem = own_problem()
+    keeping = Keeping([problem.parts["score"]])
+    scores = load("search", "exact").rank(Search(problem)).scores
+    removed(problem, problem.live, scores, 0.9, keeping, most=20)
+    assert keeping.spent <= 40
+
+
+def test_the_pipeline_puts_kept_edges_first_and_names_what_it_left_out():
+    problem = own_problem()
+    found = find_circuit(problem, Settings())
+    order = order_of(found.scores, problem.live)
+    n = int(found.kept.sum())
+    assert 0 < n < int(problem.live.sum())
+    assert bool((top(order, n, problem.live) == found.kept).all())
+    assert found.chosen in found.rankings and set(found.rankings) == {"exact", "masks", "average"}
+    tight = find_circuit(problem, Settings(seconds=1e-9))
+    assert "exact left out" in tight.notes[0] and set(tight.rankings) == {"eap"}
+
+
+def test_screening_by_gradients_scores_the_top_edges_exactly():
+    from circuits.find import _confirmed, _Course
+
+    problem = own_problem()
+    screened = load("search", "eap").rank(Search(problem))
+    course = _Course(problem, Settings(top_k=6), lambda *a: None)
+    found = _confirmed(course, screened).scores
+    first = order_of(screened.scores, problem.live)[:6]
+    exact = load("search", "exact").rank(Search(problem)).parts["noise"].mean(0).flatten()
+    assert set(order_of(found, problem.live)[:6].tolist()) == set(first.tolist())
+    share = exact[first].abs() / exact[first].abs().max()
+    assert bool((found.flatten()[first].abs() - 1 >= share - 1e-6).all()), "no edge gets less than it costs exactly"
+    assert bool((found.flatten()[first].abs() > 1).all()), "in front of all that were not confirmed"
+
+
+def test_nothing_is_found_where_not_even_all_live_edges_suffice():
+    problem = own_problem()
+    found = find_circuit(problem, Settings(target=0.95))
+    assert found.kept.any()
+    problem.__dict__["live"] = torch.zeros_like(problem.live)
+    problem.live[problem.parts["score"].runs.graph.index("embed->logits")] = True
+    nothing = find_circuit(problem, Settings(target=0.95))
+    assert not nothing.kept.any() and "not even all of them" in nothing.notes[-1]
+
+
+def test_resampled_problems_draw_units_within_their_parts():
+    problem = own_problem()
+    other = problem.resampled(torch.Generator().manual_seed(0))
+    for part in ("score", "choose"):
+        drawn, given = (set(p.parts[part].pairs.unit.tolist()) for p in (other, problem))
+        assert drawn < given and len(other.parts[part].pairs) == len(problem.parts[part].pairs)
+    assert other.parts["evaluate"] is problem.parts["evaluate"]
+
+
 @pytest.mark.parametrize(("name", "ablation", "seed"), [("preset", "mean", 0), ("rms swiglu rotary", "zero", 0)])
 def test_what_is_returned_keeps_the_target_under_every_ablation(name, ablation, seed):
     """A sender with ablated inputs still writes something of its own there, so edges off any path can act."""
