@@ -11,10 +11,9 @@ from circuits.graph import EdgeGraph
 from circuits.live import connected
 from circuits.masked import MaskedRuns
 from circuits.pruning import read_positions
+from circuits.random_paths import Paths, node_of
 
 Mask = Bool[Tensor, "sender receiver *place"]
-TRIES = 60  # paths drawn in a row that do not fit before a random circuit is left as it is
-GUESSES = 20  # before the edges of a type that are left are listed
 
 
 @dataclass(frozen=True)
@@ -85,80 +84,6 @@ def finest_level(graph: EdgeGraph, live: Mask, found: Mask) -> str:
     return name
 
 
-class Paths:
-    """Draws random input-to-output paths among the live edges."""
-
-    def __init__(self, graph: EdgeGraph, live: Mask, generator: torch.Generator, parts: tuple[int, ...]):
-        self.generator = generator
-        self.places = [tuple(place) for place in live.nonzero().tolist()]
-        self.type_of = dict(zip(self.places, types_of(graph, self.places, parts), strict=True))
-        self.of_type: dict[tuple, list] = {}
-        self.into: dict[tuple, list] = {}  # (node, position) -> edges that it reads
-        self.out_of: dict[tuple, list] = {}
-        self.node = {i: _node(name) for i, name in enumerate(graph.receivers)}
-        self.owner = _owners(graph)
-        for place in self.places:
-            self.of_type.setdefault(self.type_of[place], []).append(place)
-            self.out_of.setdefault((place[0], place[2] if len(place) > 2 else 0), []).append(place)
-            for sender in self.owner[place[1]]:
-                self.into.setdefault((sender, place[3] if len(place) > 2 else 0), []).append(place)
-
-    def pick(self, options: list, wanted: Counter, have: set):
-        """One of several edges: one that is there already or still wanted where possible."""
-        good = [one for one in options if one in have or wanted[self.type_of[one]] > 0]
-        options = good or options
-        return options[int(torch.randint(len(options), (1,), generator=self.generator))]
-
-    def fresh(self, kind: tuple, have: set) -> tuple | None:
-        """An edge of a type that is not there yet, all equally likely; None where all are."""
-        options = self.of_type[kind]
-        for _ in range(GUESSES):  # a type may have tens of thousands of edges, of which few are there
-            one = options[int(torch.randint(len(options), (1,), generator=self.generator))]
-            if one not in have:
-                return one
-        rest = [one for one in options if one not in have]
-        return rest[int(torch.randint(len(rest), (1,), generator=self.generator))] if rest else None
-
-    def through(self, edge: tuple, wanted: Counter, have: set) -> list[tuple] | None:
-        """A path from the embedding to the metric over one edge; None at a dead end."""
-        path, place = [edge], edge
-        while place[0] != 0:
-            options = self.into.get((place[0], place[2] if len(place) > 2 else 0))
-            if not options:
-                return None
-            place = self.pick(options, wanted, have)
-            path.append(place)
-        place = edge
-        while self.owner[place[1]]:
-            at = place[3] if len(place) > 2 else 0
-            options = [one for sender in self.owner[place[1]] for one in self.out_of.get((sender, at), ())]
-            if not options:
-                return None
-            place = self.pick(options, wanted, have)
-            path.append(place)
-        return path
-
-
-def _node(receiver: str) -> str:
-    return receiver.rsplit(".", 1)[0] if receiver[-2:] in (".q", ".k", ".v") else receiver
-
-
-def _owners(graph: EdgeGraph) -> dict[int, list[int]]:
-    """Senders that each receiver feeds: its head, all heads of its group, its MLP; none for the logits."""
-    found: dict[int, list[int]] = {}
-    for index, receiver in enumerate(graph.receivers):
-        node = _node(receiver)
-        if ".KV" in node:
-            layer, group = node.split(".KV")
-            heads = [i for i, name in enumerate(graph.senders) if name.startswith(f"{layer}.H")]
-            shared = sum(name.startswith(f"{layer}.KV") and name.endswith(".k") for name in graph.receivers)
-            size = len(heads) // shared
-            found[index] = heads[int(group) * size : (int(group) + 1) * size]
-        else:
-            found[index] = [graph.senders.index(node)] if node in graph.senders else []
-    return found
-
-
 def random_paths(
     runs: MaskedRuns, live: Mask, found: Mask, n: int, generator: torch.Generator, level: str | None = None
 ) -> Control:
@@ -173,18 +98,20 @@ def random_paths(
     """
     headline = level is None
     level = level or finest_level(runs.graph, live, found)
-    paths, size = Paths(runs.graph, live, generator, LEVELS[level]), int(found.sum())
-    target = Counter(paths.type_of[tuple(place)] for place in (found & live).nonzero().tolist())
+    places, size = live.nonzero(), int(found.sum())
+    kinds = types_of(runs.graph, [tuple(place) for place in places.tolist()], LEVELS[level])
+    number = {kind: index for index, kind in enumerate(dict.fromkeys(kinds))}
+    types = torch.tensor([number[kind] for kind in kinds])
+    target = types[found[live].cpu()].bincount(minlength=len(number))
+    paths = Paths(runs.graph, live, types.numpy(), generator)
     circuits, matched, shared = [], [], []
     for _ in range(n):
-        have = _union(paths, target, size)
         kept = torch.zeros_like(live)
-        for place in have:
-            kept[place] = True
+        kept[tuple(places[paths.union(target.numpy(), size)].T)] = True
         kept = connected(runs.decoder, runs.graph, kept, read_positions(runs))
         circuits.append(kept)
-        got = Counter(paths.type_of[tuple(place)] for place in kept.nonzero().tolist())
-        matched.append(sum((got & target).values()) / max(1, size))
+        got = types[kept[live].cpu()].bincount(minlength=len(number))
+        matched.append(int(torch.minimum(got, target).sum()) / max(1, size))
         shared.append(int((kept & found).sum()) / max(1, size))
     return Control(
         "random paths" if headline else "same types",
@@ -194,29 +121,6 @@ def random_paths(
         sum(shared) / n if n else None,
         headline,
     )
-
-
-def _union(paths: Paths, target: Counter, size: int) -> set:
-    have: set = set()
-    wanted, tries = Counter(target), 0
-    while len(have) < size and tries < TRIES:
-        lacking = [kind for kind, count in wanted.items() if count > 0]
-        if not lacking:
-            break
-        weights = torch.tensor([float(wanted[kind]) for kind in lacking])
-        kind = lacking[int(torch.multinomial(weights, 1, generator=paths.generator))]
-        edge = paths.fresh(kind, have)
-        path = None if edge is None else paths.through(edge, wanted, have)
-        new = set(path) - have if path else set()
-        excess = sum(max(0, count - max(0, wanted[k])) for k, count in Counter(paths.type_of[p] for p in new).items())
-        if not new or len(have) + len(new) > size or (excess and tries < TRIES // 2):
-            tries += 1
-            continue
-        tries = 0
-        have |= new
-        for place in new:
-            wanted[paths.type_of[place]] -= 1
-    return have
 
 
 def shifted(live: Mask, found: Mask, by: int = 1) -> tuple[Mask, int]:
@@ -248,7 +152,7 @@ def attention_top(runs: MaskedRuns, live: Mask, size: int, mass: Float[Tensor, "
         if name[-2:] not in (".q", ".k", ".v"):
             continue
         layer = layer_of(name)
-        group = int(_node(name).split("H")[-1]) if ".H" in name else int(_node(name).split("KV")[-1])
+        group = int(node_of(name).split("H")[-1]) if ".H" in name else int(node_of(name).split("KV")[-1])
         heads = [group] if ".H" in name else _group(runs, layer, group)
         own = mass[layer, heads].amax(0)  # [q_pos k_pos]
         if not by_position:

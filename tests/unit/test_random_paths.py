@@ -1,0 +1,83 @@
+"""Random paths run from the embedding to the metric, through edges of the types asked for, as often as they should."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from circuits.graph import ModelShape, graph_of
+from circuits.random_paths import Paths, Uniform, fed_by
+from interp.rng import generator
+
+GROUPED = ModelShape(d_model=8, d_vocab=5, heads=[4, 4], kv_heads=[2, 2], mlp=[True, False], parallel=[False, False])
+
+
+def test_choices_are_as_frequent_as_their_weights_say():
+    uniform, n = Uniform(generator(0, "choices")), 20_000
+    weights = np.array([1, 0, 3])
+    counts = Counter(uniform.weighted(weights) for _ in range(n))
+    assert counts[1] == 0
+    assert abs(counts[0] / n - 0.25) < 5 * (0.25 * 0.75 / n) ** 0.5
+    even = Counter(uniform.below(5) for _ in range(n))
+    assert set(even) == set(range(5))
+    assert all(abs(count / n - 0.2) < 5 * (0.2 * 0.8 / n) ** 0.5 for count in even.values())
+
+
+def test_receivers_feed_their_head_their_group_or_nothing():
+    graph = graph_of(GROUPED)
+    feeds = {graph.receivers[i]: [graph.senders[s] for s in found] for i, found in fed_by(graph).items()}
+    assert feeds["L0.H2.q"] == ["L0.H2"]
+    assert feeds["L1.KV1.v"] == ["L1.H2", "L1.H3"]
+    assert feeds["M0"] == ["M0"] and feeds["logits"] == []
+
+
+def reaches(graph, kept: set, sender: int, feeds: dict[int, list[int]]) -> bool:
+    """Whether kept edges lead from a sender to the logits, walked edge by edge."""
+    out = [receiver for source, receiver in kept if source == sender]
+    return any(not feeds[to] or any(reaches(graph, kept, next_, feeds) for next_ in feeds[to]) for to in out)
+
+
+def reached(graph, kept: set, sender: int, feeds: dict[int, list[int]]) -> bool:
+    """Whether kept edges lead from the embedding to a sender."""
+    arriving = [source for source, to in kept if sender in feeds[to]]
+    return sender == 0 or any(reached(graph, kept, source, feeds) for source in arriving)
+
+
+@pytest.mark.parametrize("size", [4, 11, 25])
+def test_every_edge_of_a_union_is_on_a_path_in_a_model_with_shared_keys(size):
+    graph = graph_of(GROUPED)
+    feeds, edges = fed_by(graph), graph.exists.nonzero()
+    paths = Paths(graph, graph.exists, np.zeros(len(edges), dtype=np.int64), generator(size, "paths"))
+    sizes = []
+    for _ in range(20):
+        numbers = paths.union(np.array([size]), size)
+        kept = {tuple(edge) for edge in edges[torch.from_numpy(numbers)].tolist()}
+        sizes.append(len(kept))
+        for source, to in kept:
+            assert reached(graph, kept, source, feeds)
+            assert not feeds[to] or any(reaches(graph, kept, sender, feeds) for sender in feeds[to])
+    assert max(sizes) <= size and sum(sizes) / len(sizes) > size - 1.5
+
+
+def test_types_that_are_wanted_are_what_comes():
+    graph = graph_of(GROUPED)
+    edges = graph.exists.nonzero()
+    slots = [graph.receivers[to][-1] for _, to in edges.tolist()]
+    types = np.array(["qkv0s".find(slot) for slot in slots])  # queries, keys, values, MLP 0, logits
+    paths = Paths(graph, graph.exists, types, generator(0, "types"))
+    target = np.array([3, 0, 3, 0, 4])
+    for _ in range(10):
+        got = np.bincount(types[paths.union(target, 10)], minlength=5)
+        assert np.minimum(got, target).sum() >= 9 and got[1] == 0 and got[3] == 0
+
+
+def test_a_live_edge_without_a_path_is_never_taken():
+    graph = graph_of(GROUPED)
+    live = torch.zeros_like(graph.exists)
+    for name in ("embed->L0.H0.q", "L0.H0->logits", "L1.H0->logits"):  # nothing feeds L1.H0
+        live[graph.index(name)] = True
+    paths = Paths(graph, live, np.zeros(3, dtype=np.int64), generator(0, "dead"))
+    edges = live.nonzero()
+    found = {graph.name(*edges[i].tolist()) for _ in range(10) for i in paths.union(np.array([3]), 3)}
+    assert found == {"embed->L0.H0.q", "L0.H0->logits"}
