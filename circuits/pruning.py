@@ -13,6 +13,7 @@ from circuits.problem import Part, Problem
 from circuits.search.base import Tell, silent
 
 Mask = Bool[Tensor, "sender receiver *place"]
+GRID = 10  # numbers of pieces that are tried side by side, with both ends
 
 
 @dataclass
@@ -29,12 +30,26 @@ class Keeping:
     def of(self, kept: Bool[Tensor, "circuit sender receiver *place"]) -> Float[Tensor, "circuit"]:
         """Share kept of each circuit, (m(C) - m(0)) / (m(N) - m(0))."""
         self.spent += len(kept)
-        found = []
-        for part in self.parts:
-            runs = part.runs
-            zero, whole = runs.ablated.mean(), runs.clean.mean()
-            found.append((runs.values(kept).mean(1) - zero) / (whole - zero))
-        return torch.stack(found).amin(0)
+        return torch.stack([self._on(part, kept) for part in self.parts]).amin(0)
+
+    def reaching(self, kept: Bool[Tensor, "circuit sender receiver *place"], target: float) -> Float[Tensor, "circuit"]:
+        """Share kept of each circuit that reaches the target; of others that of the first part that falls short.
+
+        What falls short on few prompts is not run on the others.
+        """
+        self.spent += len(kept)
+        found = torch.full((len(kept),), torch.inf)
+        for part in sorted(self.parts, key=lambda part: len(part.pairs)):
+            left = (found >= target).nonzero()[:, 0]
+            if len(left):
+                found[left] = torch.minimum(found[left], self._on(part, kept[left.to(kept.device)]).cpu().float())
+        return found
+
+    @staticmethod
+    def _on(part: Part, kept: Bool[Tensor, "circuit sender receiver *place"]) -> Float[Tensor, "circuit"]:
+        runs = part.runs
+        zero, whole = runs.ablated.mean(), runs.clean.mean()
+        return (runs.values(kept).mean(1) - zero) / (whole - zero)
 
 
 def read_positions(runs: MaskedRuns) -> Bool[Tensor, "pos"]:
@@ -78,7 +93,7 @@ def smallest(
     for _ in range(4):
         steps = torch.linspace(low, high, 10).round().long().unique()[1:]
         kept = torch.stack([top(order, int(size), problem.live) for size in steps])
-        fine = (keeping.of(kept) >= target).nonzero()[:, 0]
+        fine = (keeping.reaching(kept, target) >= target).nonzero()[:, 0]
         first = int(fine.min()) if len(fine) else len(steps) - 1
         low, high = (int(steps[first - 1]) if first else low), int(steps[first])
         if high - low <= 1:
@@ -98,7 +113,7 @@ def removed(
     """Leave out edges for good while the circuit keeps the target share: blocks first, single edges at the end.
 
     In each round all blocks are tried side by side, then as many of the harmless ones together as still keep the
-    target.
+    target, found on a grid of numbers that is refined behind the last success.
 
     Args:
         most: circuits to run at most.
@@ -128,10 +143,15 @@ def _without_pieces(problem: Problem, kept: Mask, pieces: list[Tensor], target: 
         rest[torch.cat(list(some))] = False
         return rest.view(kept.shape)
 
-    shares = keeping.of(torch.stack([less([piece]) for piece in pieces]))
+    shares = keeping.reaching(torch.stack([less([piece]) for piece in pieces]), target)
     harmless = [int(i) for i in shares.argsort(descending=True, stable=True) if float(shares[i]) >= target]
     if not harmless:
         return None
-    together = torch.stack([less([pieces[i] for i in harmless[: n + 1]]) for n in range(len(harmless))])
-    fine = (keeping.of(together) >= target).nonzero()[:, 0]
-    return joined(problem, together[int(fine.max())]) if len(fine) else None
+    done, beyond = 1, len(harmless) + 1  # as many can go, so many can not
+    while beyond - done > 1:
+        numbers = [int(n) for n in torch.linspace(done, beyond, GRID).round().unique()[1:-1]]
+        together = torch.stack([less([pieces[i] for i in harmless[:n]]) for n in numbers])
+        fine = (keeping.reaching(together, target) >= target).nonzero()[:, 0]
+        last = int(fine.max()) if len(fine) else -1
+        done, beyond = (numbers[last] if len(fine) else done), ([*numbers, beyond])[last + 1]
+    return joined(problem, less([pieces[i] for i in harmless[:done]]))
