@@ -34,7 +34,8 @@ def attention(
     parts = centred(norm, parts)
     k, v = (projected(norm, parts, weight) for weight in (attn.W_K, attn.W_V))  # [one kv_head batch part pos d_head]
     k_bias, v_bias = constant(norm, attn.W_K, attn.b_K), constant(norm, attn.W_V, attn.b_V)  # [kv_head d_head] or None
-    k_scale, v_scale = (scale(norm, parts, share) for share in (k_share, v_share))  # [circuit kv_head batch query pos]
+    gram = None if norm is None else inner_products(parts)
+    k_scale, v_scale = (scale(norm, gram, share) for share in (k_share, v_share))  # [circuit kv_head batch query pos]
     place = torch.arange(n_pos, device=q.device)
     if attn.rotary is not None:
         k = attn.rotary(k.movedim(1, 4), place[None, None, None]).movedim(4, 1)
@@ -82,18 +83,24 @@ def constant(norm: Norm | None, weight: Tensor, bias: Tensor | None) -> Float[Te
     return bias if moved is None else moved if bias is None else moved + bias
 
 
+def inner_products(
+    parts: Float[Tensor, "one part batch pos d_model"],
+) -> Float[Tensor, "one pos batch part part"]:
+    """Mean over d_model of the product of every two parts, at each position of each prompt."""
+    rows = parts.permute(0, 3, 2, 1, 4).contiguous()  # products of strided rows take twice as long as the copy
+    return rows @ rows.transpose(-1, -2) / parts.shape[-1]
+
+
 def scale(
     norm: Norm | None,
-    parts: Float[Tensor, "one part batch pos d_model"],
+    gram: Float[Tensor, "one pos batch part part"] | None,
     share: Float[Tensor, "circuit kv_head part pos query"],
 ) -> Float[Tensor, "circuit kv_head batch query pos"]:
     """1 / sqrt(mean square + eps) of what each query reads at each position; 1 without a norm."""
-    if norm is None:
-        return parts.new_ones(1, share.shape[1], 1, 1, 1)
-    rows = parts.permute(0, 3, 2, 1, 4)  # [one pos batch part d_model]
-    gram = rows @ rows.transpose(-1, -2) / parts.shape[-1]  # [one pos batch part part]
+    if norm is None or gram is None:
+        return share.new_ones(1, share.shape[1], 1, 1, 1)
     mine = share.permute(0, 1, 3, 4, 2)  # [circuit kv_head pos query part]
-    if parts.shape[1] <= FEW_PARTS:
+    if gram.shape[-1] <= FEW_PARTS:
         both = (mine[..., :, None] * mine[..., None, :]).flatten(4)  # [circuit kv_head pos query part*part]
         square = both @ gram.flatten(3).transpose(-1, -2)[:, None]  # [circuit kv_head pos query batch]
         square = square.permute(0, 1, 4, 3, 2)
