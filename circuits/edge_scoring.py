@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
 
-from circuits.graph import EdgeGraph
+from circuits.graph import EdgeGraph, fed_by
 from interp.config import Frozen
 from interp.errors import UnknownName, UsageError
 
@@ -30,25 +30,8 @@ def nodes(graph: EdgeGraph) -> tuple[str, ...]:
 
 def owners(graph: EdgeGraph) -> list[list[int]]:
     """For each receiver the `nodes` it belongs to: queries, keys and values to their head, shared ones to each head."""
-    known = nodes(graph)
-    found = []
-    for receiver in graph.receivers:
-        node, dot, slot = receiver.rpartition(".")
-        layer, _, which = node.partition(".")
-        if not dot:
-            found.append([known.index(slot)])
-        elif which.startswith("KV"):
-            found.append(_group(graph, layer, int(which[2:])))
-        else:
-            found.append([known.index(node)])
-    return found
-
-
-def _group(graph: EdgeGraph, layer: str, group: int) -> list[int]:
-    """The heads that share keys and values."""
-    heads = [number for number, node in enumerate(nodes(graph)) if node.startswith(f"{layer}.H")]
-    size = len(heads) // sum(name.startswith(f"{layer}.KV") and name.endswith(".k") for name in graph.receivers)
-    return heads[group * size : (group + 1) * size]
+    last = len(graph.senders) - 1  # of `nodes`, the logits: the embedding is a sender but no node
+    return [[sender - 1 for sender in senders] or [last] for senders in fed_by(graph)]
 
 
 def promoted(graph: EdgeGraph, values: Tensor) -> Tensor:

@@ -110,6 +110,24 @@ def slot_names(shape: ModelShape, layer: int) -> list[str]:
     return queries + [f"L{layer}.{shared}{head}.{kind}" for kind in "kv" for head in range(shape.kv_heads[layer])]
 
 
+def fed_by(graph: EdgeGraph) -> tuple[tuple[int, ...], ...]:
+    """Senders that read each receiver: its head, all query heads that share its keys or values, its MLP; none: logits.
+
+    Query head h shares keys and values with the others of group h // (heads / groups).
+    """
+    found = []
+    for receiver in graph.receivers:
+        node = receiver.rsplit(".", 1)[0] if receiver.endswith((".q", ".k", ".v")) else receiver
+        layer, _, group = node.partition(".KV")
+        if group:
+            heads = [i for i, name in enumerate(graph.senders) if name.startswith(f"{layer}.H")]
+            size = len(heads) // sum(name.startswith(f"{layer}.KV") and name.endswith(".k") for name in graph.receivers)
+            found.append(tuple(heads[int(group) * size : (int(group) + 1) * size]))
+        else:
+            found.append((graph.senders.index(node),) if node in graph.senders else ())
+    return tuple(found)
+
+
 def node_names(decoder: Decoder) -> dict[str, tuple[str, ...]]:
     """Names of the nodes of each site, by layer and head; empty for the MLP of a layer that has none."""
     names: dict[str, list[str]] = {"embed": ["embed"], "z": [], "q": [], "k": [], "v": [], "mlp_out": []}

@@ -3,14 +3,16 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from scipy.stats import norm
 from torch import Tensor
 
 from circuits.gate import per_unit
+from circuits.masked import MaskedRuns
 from circuits.problem import Problem
 from circuits.search.base import Tell, silent
+from circuits.ungrouped import ungrouped_mask, ungrouped_runs
 from interp.config import Frozen
 
 SIZE = 0.05  # an interaction counts from this share of the difference between clean and ablated run
@@ -72,13 +74,15 @@ def interactions(
     than in the clean run, beyond an interval over units that is widened for the number of pairs looked at, and by at
     least 5 % of clean minus ablated; it also has to cost that much itself then. The backup of two is the one that
     gives the logits less in the clean run. b relays a where leaving out a -> b.v costs at least 80 % of what ablating b
-    does. b is negative where ablating it raises the metric.
+    does; where heads share values, b gets its own copy for this, so that the edge acts through b alone. b is negative
+    where ablating it raises the metric.
 
     Args:
         order: live edges, most important first.
         most: circuits to run at most; fewer edges are looked at where that would not do.
     """
-    measure = Measure(problem, live)
+    part = problem.parts["score"]
+    measure = Measure(part.runs, part.pairs.unit, live)
     senders = [i for i in range(1, len(live)) if bool(live[i].any())]
     alone = measure.of([measure.without_node(i) for i in senders])
     ranked = sorted(range(len(senders)), key=lambda i: -abs(float(alone[i].mean())))[:n_nodes]
@@ -98,11 +102,17 @@ def interactions(
 class Measure:
     """Effects of leaving edges out of the clean run, as shares of clean minus ablated, per unit."""
 
-    def __init__(self, problem: Problem, live: Bool[Tensor, "sender receiver"]):
-        self.part, self.live = problem.parts["score"], live
-        self.graph, runs = self.part.runs.graph, self.part.runs
+    def __init__(self, runs: MaskedRuns, unit: Int[Tensor, "prompt"], live: Bool[Tensor, "sender receiver"]):
+        self.runs, self.unit, self.live, self.graph = runs, unit, live, runs.graph
         self.scale = float((runs.clean - runs.ablated).mean())
-        self.n = len(self.part.pairs.unit.unique())
+        self.n = len(unit.unique())
+
+    def ungrouped(self) -> "Measure":
+        """The same with its own keys and values for every query head; itself where no head shares them."""
+        if not any(".KV" in name for name in self.graph.receivers):
+            return self
+        runs = ungrouped_runs(self.runs)
+        return Measure(runs, self.unit, ungrouped_mask(self.live, self.graph, runs.graph))
 
     def without_node(self, sender: int) -> Tensor:
         """The graph without what a node writes."""
@@ -124,10 +134,9 @@ class Measure:
     def of(self, kept: list[Tensor]) -> Float[Tensor, "case unit"]:
         """Share of the metric that each case loses, per unit; negative where the metric rises."""
         if not kept:
-            return self.part.runs.clean.new_zeros(0, self.n)
-        runs = self.part.runs
-        lost = (runs.clean - runs.values(torch.stack(kept))) / self.scale
-        return torch.stack([per_unit(one, self.part.pairs.unit) for one in lost])
+            return self.runs.clean.new_zeros(0, self.n)
+        lost = (self.runs.clean - self.runs.values(torch.stack(kept))) / self.scale
+        return torch.stack([per_unit(one, self.unit) for one in lost])
 
     def interval(self, values: Float[Tensor, "unit"], tests: int = 1) -> tuple[float, float, float]:
         """Mean with a normal 95 % interval widened for the number of tests (Bonferroni)."""
@@ -177,17 +186,14 @@ def _negative(measure: Measure, nodes: list[int], single: dict[int, Tensor]) -> 
 
 
 def _relays(measure: Measure, nodes: list[int], single: dict[int, Tensor]) -> list[Role]:
-    graph, cases = measure.graph, []
-    for b in nodes:
-        name = graph.senders[b]
-        slots = [f"{name}.v", name] if name[0] == "L" else [name]
-        for a in nodes:
-            edges = [(a, graph.receivers.index(s)) for s in slots if s in graph.receivers]
-            edges = [edge for edge in edges if bool(measure.live[edge])]
-            if a < b and edges and graph.senders[a][0] == name[0] == "L":
-                cases.append((a, b, edges))
-    lost = measure.of([measure.without_edges(edges) for _, _, edges in cases])
+    own = measure.ungrouped()
+    heads, cases = [node for node in nodes if own.graph.senders[node][0] == "L"], []
+    for b in heads:
+        values = own.graph.receivers.index(f"{own.graph.senders[b]}.v")
+        cases += [(a, b, (a, values)) for a in heads if bool(own.live[a, values])]
+    lost = own.of([own.without_edges([edge]) for _, _, edge in cases])
     rule = f"leaving out what the other head writes into its values costs at least {RELAYED:.0%} of its effect"
+    rule += "" if own is measure else "; of values that heads share it has its own copy"
     found = []
     for (a, b, _), through in zip(cases, lost, strict=True):
         whole = float(single[b].mean())
@@ -230,7 +236,7 @@ def _pairs(measure: Measure, edges: list[tuple[int, int]]) -> list[PairEffect]:
 
 def _conditional(measure: Measure, nodes: list[int], order: list[tuple[int, int]], most: int) -> Tensor:
     """Each edge's largest effect while one of the primary nodes is silent, where that exceeds its effect alone."""
-    found = measure.part.runs.clean.new_zeros(measure.live.shape)
+    found = measure.runs.clean.new_zeros(measure.live.shape)
     primaries = nodes[: max(1, min(4, most // max(1, len(order))))]
     edges = order[: max(1, most // (len(primaries) + 1))]
     alone = measure.of([measure.without_edges([edge]) for edge in edges])
