@@ -48,9 +48,13 @@ class MaskedRuns:
         metric: Metric,
         corrupted: Int[Tensor, "batch pos"] | None = None,
         max_bytes: int | None = None,
+        weight: Float[Tensor, "batch"] | None = None,
         **options: Unpack[Options],
     ):
         """Record the clean and the ablated outputs.
+
+        Args:
+            weight: how often each prompt counts in `mean`; None for once.
 
         Raises:
             UsageError: naming the argument that is wrong.
@@ -65,6 +69,7 @@ class MaskedRuns:
         self.decoder, self.metric, self.rows = runs.decoder, runs.metric, runs.rows
         self.prompts, self.graph, self.given = runs.prompts, edge_graph(runs.decoder), chosen
         self.max_bytes = free_memory(runs.base.final.device) // 4 if max_bytes is None else max_bytes
+        self.weight = None if weight is None else (weight / weight.sum()).to(runs.base.final)
         self.writes = self._outputs(runs.base)
         other = runs.other
         self.ablations = self._outputs(other) if other is not None else [replaced(runs, x) for x in self.writes]
@@ -97,6 +102,10 @@ class MaskedRuns:
             if progress is not None:
                 progress(min(start + size, len(kept)), len(kept))
         return torch.stack(found)
+
+    def mean(self, values: Tensor, dim: int = -1) -> Tensor:
+        """Mean over prompts, which stand along one axis."""
+        return values.mean(dim) if self.weight is None else (values.movedim(dim, -1) @ self.weight.to(values))
 
     @property
     def resamples(self) -> bool:

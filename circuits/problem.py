@@ -1,11 +1,11 @@
 """What a circuit is looked for in: a model, prompt pairs in disjoint parts, and what is written outside the circuit."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuits.live import live_edges
@@ -69,24 +69,30 @@ class Problem:
         for name in ("score", "choose"):
             pairs = self.pairs.of_part(name)
             index = pairs.unit.unique(return_inverse=True)[1]
-            parts.append(pairs.subset(index % 2 == which))
+            parts.append(Part(self, pairs.subset(index % 2 == which)))
         return self._with_parts(*parts)
 
     def resampled(self, generator: torch.Generator) -> "Problem":
-        """The same problem with the units of "score" and "choose" drawn again, with replacement within each part."""
-        parts = []
-        for name in ("score", "choose"):
-            pairs = self.pairs.of_part(name)
-            units = pairs.unit.unique()
-            drawn = units[torch.randint(len(units), (len(units),), generator=generator)]
-            index = torch.cat([(pairs.unit == unit).nonzero()[:, 0] for unit in drawn])
-            parts.append(pairs.subset(index))
-        return self._with_parts(*parts)
+        """The same problem with the units of "score" and "choose" drawn again, with replacement within each part.
 
-    def _with_parts(self, score: Pairs, choose: Pairs) -> "Problem":
+        A unit that is drawn twice counts twice and is run once, except where prompts are ablated to their common mean.
+        """
+        return self._with_parts(*(self._drawn(self.parts[name], generator) for name in ("score", "choose")))
+
+    def _drawn(self, part: "Part", generator: torch.Generator) -> "Part":
+        units, unit = part.pairs.unit.unique(return_inverse=True)
+        counts = torch.randint(len(units), (len(units),), generator=generator).bincount(minlength=len(units))
+        times = counts[unit]  # [prompt]
+        if self.ablation == "mean":
+            return Part(self, part.pairs.subset(torch.arange(len(unit)).repeat_interleave(times)))
+        drawn = times.nonzero()[:, 0]
+        known = {direction: values[drawn] for direction, values in part.effects.items()}
+        return Part(self, part.pairs.subset(drawn), times[drawn].float(), known)
+
+    def _with_parts(self, score: "Part", choose: "Part") -> "Problem":
         """Other prompts to search with; live edges and held-out prompts stay."""
         other = Problem(self.decoder, self.pairs, self.ablation, self.by_position, self.max_bytes)
-        again = {"score": Part(other, score), "choose": Part(other, choose)}
+        again = {"score": replace(score, problem=other), "choose": replace(choose, problem=other)}
         other.__dict__["parts"] = again | {"evaluate": self.parts["evaluate"]}
         other.__dict__["live"] = self.live
         return other
@@ -94,10 +100,17 @@ class Problem:
 
 @dataclass(frozen=True)
 class Part:
-    """The prompts of one part and runs of circuits on them."""
+    """The prompts of one part and runs of circuits on them.
+
+    Attributes:
+        weight: how often each prompt counts; None for once.
+        effects: exact effects of edges by direction, [prompt sender receiver *place], once they are known.
+    """
 
     problem: Problem
     pairs: Pairs
+    weight: Float[Tensor, "prompt"] | None = None
+    effects: dict[str, Float[Tensor, "prompt sender receiver *place"]] = field(default_factory=dict)
 
     @cached_property
     def metric(self) -> Metric:
@@ -135,5 +148,6 @@ class Part:
             metric=self.metric,
             mask=pairs.mask,
             max_bytes=problem.max_bytes,
+            weight=self.weight,
             **({} if problem.ablation == "resample" else {"ablation": problem.ablation}),
         )

@@ -48,8 +48,8 @@ class Keeping:
     @staticmethod
     def _on(part: Part, kept: Bool[Tensor, "circuit sender receiver *place"]) -> Float[Tensor, "circuit"]:
         runs = part.runs
-        zero, whole = runs.ablated.mean(), runs.clean.mean()
-        return (runs.values(kept).mean(1) - zero) / (whole - zero)
+        zero, whole = runs.mean(runs.ablated), runs.mean(runs.clean)
+        return (runs.mean(runs.values(kept)) - zero) / (whole - zero)
 
 
 def read_positions(runs: MaskedRuns) -> Bool[Tensor, "pos"]:

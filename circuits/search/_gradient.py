@@ -39,7 +39,7 @@ class GradientMethod:
             found = call(*given, mask=part.pairs.mask, max_bytes=problem.max_bytes)
             parts[name] = -found.scores * problem.live
             search.tell(f"{self.name} ({name})", number + 1, len(self.calls))
-        means = [normalised(scores.mean(0)) for scores in parts.values()]
+        means = [normalised(part.runs.mean(scores, 0)) for scores in parts.values()]
         kind = "first-order estimate of leaving the edge out, everything downstream recomputed"
         return Ranking(torch.stack(means).mean(0), f"{self.name} ({' and '.join(parts)})", kind, parts)
 

@@ -83,7 +83,7 @@ def without(
 
 def divergence(runs: MaskedRuns, kept: Tensor) -> Tensor:
     """KL(model || circuit) of each circuit, mean over prompts."""
-    return runs.values(kept, KL(runs.metric.positions)).mean(1)
+    return runs.mean(runs.values(kept, KL(runs.metric.positions)))
 
 
 METHOD = Acdc()

@@ -27,10 +27,10 @@ class Exact:
         problem, live = search.problem, search.problem.live
         noise = -effects(search, "noise")  # [prompt sender receiver *place]
         parts = {"noise": noise * live}
-        score = noise.mean(0)
+        score = search.part.runs.mean(noise, 0)
         if problem.ablation == "resample":
             parts["denoise"] = effects(search, "denoise") * live
-            score = larger(score, parts["denoise"].mean(0))
+            score = larger(score, search.part.runs.mean(parts["denoise"], 0))
         directions = "noising and denoising, the larger of both" if len(parts) == 2 else "noising"
         return Ranking(score * live, f"exact edge patching ({directions})", KIND, parts)
 
@@ -46,8 +46,10 @@ class Exact:
 
 
 def effects(search: Search, direction: str) -> Tensor:
-    """metric(edge patched) - metric(base), [prompt sender receiver *place]."""
+    """metric(edge patched) - metric(base), [prompt sender receiver *place]; kept, since a prompt's never changes."""
     problem, part = search.problem, search.part
+    if direction in part.effects:
+        return part.effects[direction]
     runs = part.runs
     if problem.ablation != "resample" and direction != "noise":
         raise UsageError(f"direction: {problem.ablation} ablation acts on the clean run only")
@@ -62,7 +64,8 @@ def effects(search: Search, direction: str) -> Tensor:
         progress=lambda done, of: search.tell(f"exact edges, {direction}", done, of),
         **({"direction": direction} if problem.ablation == "resample" else {"ablation": problem.ablation}),
     )
-    return torch.nan_to_num(found.effect).to(runs.writes[0])
+    part.effects[direction] = torch.nan_to_num(found.effect).to(runs.writes[0])
+    return part.effects[direction]
 
 
 METHOD = Exact()

@@ -108,8 +108,8 @@ def adam(
 def distances(runs: MaskedRuns, logits: Float[Tensor, "circuit row d_vocab"]) -> Float[Tensor, "two circuit"]:
     """KL(model || circuit) and |metric of the model - of the circuit|, means over prompts."""
     rows, base, kl = runs.rows, runs.base_logits, KL(runs.metric.positions)
-    divergence = [rows.mean(kl.of_logits(one, rows, base)).mean() for one in logits]
-    gap = [(rows.mean(runs.metric.of_logits(one, rows, base)) - runs.clean).abs().mean() for one in logits]
+    divergence = [runs.mean(rows.mean(kl.of_logits(one, rows, base))) for one in logits]
+    gap = [runs.mean((rows.mean(runs.metric.of_logits(one, rows, base)) - runs.clean).abs()) for one in logits]
     return torch.stack((torch.stack(divergence), torch.stack(gap)))
 
 

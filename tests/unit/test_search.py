@@ -5,6 +5,7 @@ import torch
 
 from circuits.find import Settings, find_circuit
 from circuits.patch_edges import patch_edges
+from circuits.problem import Part
 from circuits.pruning import Keeping, joined, order_of, removed, smallest, top
 from circuits.search.acdc import divergence, pruned
 from circuits.search.base import Search, larger
@@ -162,9 +163,41 @@ def test_resampled_problems_draw_units_within_their_parts():
     problem = own_problem()
     other = problem.resampled(torch.Generator().manual_seed(0))
     for part in ("score", "choose"):
-        drawn, given = (set(p.parts[part].pairs.unit.tolist()) for p in (other, problem))
-        assert drawn < given and len(other.parts[part].pairs) == len(problem.parts[part].pairs)
+        drawn, given = other.parts[part], problem.parts[part]
+        assert set(drawn.pairs.unit.tolist()) < set(given.pairs.unit.tolist())
+        assert float(drawn.weight.sum()) == len(given.pairs) and float(drawn.weight.min()) >= 1
     assert other.parts["evaluate"] is problem.parts["evaluate"]
+
+
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("name", [*names("search")])
+def test_a_prompt_that_counts_twice_is_one_that_is_there_twice(name, known):
+    """Ranking and share kept on drawn prompts, against copies of them; also with effects known from before."""
+    problem = own_problem()
+    if known:
+        load("search", "exact").rank(Search(problem))
+    drawn = problem.resampled(torch.Generator().manual_seed(3))
+    copies = drawn._with_parts(*(copied(drawn, part) for part in ("score", "choose")))
+    assert float(drawn.parts["score"].weight.max()) > 1
+    found = [load("search", name).rank(Search(one, steps=5)).scores for one in (drawn, copies)]
+    assert found[0].abs().max() > 0
+    assert float((found[0] - found[1]).abs().max()) <= 1e-4 * float(found[1].abs().max())
+    circuits = (torch.rand(6, *problem.live.shape, generator=torch.Generator().manual_seed(0)) < 0.7) & problem.live
+    shares = [Keeping([one.parts["score"], one.parts["choose"]]).of(circuits) for one in (drawn, copies)]
+    assert float((shares[0] - shares[1]).abs().max()) <= 1e-4
+
+
+def copied(problem, name: str) -> Part:
+    """A part whose prompts are there as often as they count."""
+    part = problem.parts[name]
+    index = torch.arange(len(part.pairs)).repeat_interleave(part.weight.long())
+    return Part(problem, part.pairs.subset(index))
+
+
+def test_prompts_that_are_ablated_to_their_mean_are_drawn_as_copies():
+    problem = own_problem(ablation="mean")
+    drawn = problem.resampled(torch.Generator().manual_seed(0)).parts["score"]
+    assert drawn.weight is None and len(drawn.pairs) == len(problem.parts["score"].pairs)
 
 
 @pytest.mark.parametrize(("name", "ablation", "seed"), [("preset", "mean", 0), ("rms swiglu rotary", "zero", 0)])
