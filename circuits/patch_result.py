@@ -53,6 +53,7 @@ class PatchResult:
             engine runs such a model in float32.
         kind: what an effect is.
         backend: what computed it.
+        graph: whether chunks were replayed as a CUDA graph, and how many; else why not.
         plan: chunks, floating-point operations and memory as predicted before the run.
         flops: floating-point operations as counted in the run, 2 per multiply-add of products and attention.
     """
@@ -73,6 +74,7 @@ class PatchResult:
     flops: int
     seconds: float
     drift: Float[Tensor, "prompt"] | None = None
+    graph: str = "no graph: full forwards"
     kind: str = "single site, everything downstream recomputed"
     patches: Any = field(default=None, repr=False)
 

@@ -5,12 +5,12 @@ Exact means the stated single-site intervention, to rounding. It says nothing of
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Unpack
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuits.engine.cost import SPREADING, ChunkShape, chunk_flops, states_flops
@@ -28,9 +28,10 @@ from circuits.engine.plan import (
     product_speed,
     row_bytes,
 )
+from circuits.engine.replay import CudaGraph, Graph, Replays, why_no_graph
 from circuits.engine.rows import OneRow, Rows, Span
 from circuits.engine.runs import Given, Options, Runs, as_decoder, new_values, runs_for
-from circuits.engine.sites import SITES, Site, Wanted, joining, n_components, numbers, values
+from circuits.engine.sites import BY_COMPONENT, SITES, Site, Wanted, joining, n_components, numbers, values
 from circuits.engine.sweep import Branches, Joining, rows_to_read, sweep
 from circuits.metrics import Metric, UserMetric
 from circuits.patch_by_forwards import patch_by_forwards
@@ -99,8 +100,8 @@ def patch_heads(
     patches = patches_of(runs, site, **chosen)
     reason = skip_reasons(patches)
     plan = plan_of(patches, reason, given.max_bytes)
-    effect, reason = run_plan(patches, plan, reason, given.progress)
-    return result_of(patches, plan, effect, reason, time.perf_counter() - started)
+    effect, reason, graph = run_plan(patches, plan, reason, given.progress)
+    return result_of(patches, plan, effect, reason, graph, time.perf_counter() - started)
 
 
 @torch.no_grad()
@@ -253,19 +254,56 @@ def run_plan(
     plan: Plan,
     reason: Int[Tensor, "prompt layer component pos"],
     progress: Callable[[int, int], None] | None,
-) -> tuple[Float[Tensor, "prompt layer component pos"], Int[Tensor, "prompt layer component pos"]]:
-    """Effects over all layers, components asked for and positions, and why those that did not run did not."""
+) -> tuple[Float[Tensor, "prompt layer component pos"], Int[Tensor, "prompt layer component pos"], str]:
+    """Effects over all layers, asked components and positions; why some did not run; whether chunks were replayed."""
     runs = patches.runs
     slots = torch.arange(reason[0].numel(), device=reason.device).view(reason.shape[1:])
     scores = Scores(runs.decoder, runs.base, runs.metric, runs.rows, reason[0].numel())
     equal = torch.ones_like(reason[0].flatten(), dtype=torch.bool)
     queries = Queries(runs.decoder.layers, runs.base, len(plan.chunks) > 2, runs.mul)
+    replays = replays_for(runs, plan)
+    if replays.on:
+        equal = unchanged(patches, reason).flatten()
     for done, chunk in enumerate(plan.chunks, 1):
-        run_chunk(patches, chunk, slots, scores, equal, queries)
+        run_chunk(patches, chunk, slots, scores, equal, queries, replays)
         if progress is not None:
             progress(done, len(plan.chunks))
     reason = torch.where((reason == 0) & equal.view(slots.shape), REASONS.index("no difference"), reason)
-    return scores.effect.view(reason.shape).masked_fill(reason != 0, 0), reason
+    return scores.effect.view(reason.shape).masked_fill(reason != 0, 0), reason, str(replays)
+
+
+def replays_for(runs: Runs, plan: Plan) -> Replays:
+    """What runs the chunks: by CUDA graphs where device, metric and the shapes of the chunks allow it."""
+    new_graph, why_not = graphs_for(runs)
+    keys = [] if new_graph is None else [chunk_key(runs, chunk) for chunk in plan.chunks]
+    return Replays(runs.mul, keys, new_graph, why_not)
+
+
+def graphs_for(runs: Runs) -> tuple[Callable[[], Graph] | None, str]:
+    """How a graph is made for these runs; None with the reason where that is impossible."""
+    device = runs.base.final.device
+    why_not = why_no_graph(device, runs.metric)
+    return (None, why_not) if why_not else (lambda: CudaGraph(device), "")
+
+
+def chunk_key(runs: Runs, chunk: Chunk) -> Hashable:
+    """Equal for chunks that differ in nothing but which prompts they are."""
+    read = tuple(map(tuple, runs.read[list(chunk.prompts)].tolist()))
+    return len(chunk.prompts), chunk.positions, chunk.layers, chunk.components, read
+
+
+def unchanged(
+    patches: Patches, reason: Int[Tensor, "prompt layer component pos"]
+) -> Bool[Tensor, "layer component pos"]:
+    """Places where the new value is the old one in every prompt in which the patch would run."""
+    same = torch.ones_like(reason[0], dtype=torch.bool)
+    for layer in patches.layers:
+        change = patches.source[layer] != values(patches.runs.base.layers[layer], patches.site)
+        if patches.site != "mlp_post":  # neurons have no axis besides their own
+            change = change.any(-1)
+        change = change[:, :, list(patches.components)] if patches.site in BY_COMPONENT else change[..., None]
+        same[layer] = ~(change.transpose(1, 2) & (reason[:, layer] == 0)).any(0)
+    return same
 
 
 def run_chunk(
@@ -275,13 +313,16 @@ def run_chunk(
     scores: Scores,
     equal: Tensor,
     queries: Queries,
+    replays: Replays,
 ) -> None:
-    """Carry the patches of one chunk to the metric; slots of branches that began are no longer `equal`."""
+    """Carry the patches of one chunk to the metric; slots of branches that began are no longer `equal`.
+
+    What is fixed by the chunk's shape is made here; `carry` does the rest, and can be replayed for other prompts.
+    """
     runs, device = patches.runs, patches.runs.base.final.device
     prompts = torch.tensor(chunk.prompts, device=device)
     whole = len(chunk.prompts) == len(runs.base.final)
-    base = runs.base if whole else runs.base.rows(prompts)
-    source = patches.source if whole else [value[prompts] for value in patches.source]
+    key = chunk_key(runs, chunk) if replays.on else None
     read = runs.read[prompts]
     span = Span(chunk.positions[0], int(read.any(0).nonzero().max()) + 1)
     first, stop = chunk.components
@@ -292,22 +333,31 @@ def run_chunk(
         positions=torch.tensor([p for p in chunk.positions if p < span.stop], device=device),
         read=read.any(0),
         slots=slots[:, first:stop],
+        all_of_them=key in replays.often,
     )
+    out = rows_to_read(read, span)
 
-    def finish(branches: Branches, where: OneRow | Rows) -> None:
-        equal[branches.slot] = False
-        scores.add(branches, where, base, prompts, runs.mul)
+    def carry(prompts: Int[Tensor, "prompt"]) -> None:
+        base = runs.base if whole else runs.base.rows(prompts)
+        source = patches.source if whole else [value[prompts] for value in patches.source]
 
-    def state(number: int, rows: Rows) -> State:
-        return queries.at(number, None if whole else prompts, base.layers[number], rows, span.stop)
+        def finish(branches: Branches, where: OneRow | Rows) -> None:
+            if not wanted.all_of_them:
+                equal[branches.slot] = False
+            scores.add(branches, where, base, prompts, runs.mul)
 
-    def begin(number: int, rows: Rows) -> Joining:
-        return joining(runs.decoder, base, source, wanted, number, rows, state, runs.mul)
+        def state(number: int, rows: Rows) -> State:
+            return queries.at(number, None if whole else prompts, base.layers[number], rows, span.stop)
 
-    sweep(runs.decoder, base, begin, span, rows_to_read(read, span), finish, state, runs.mul)
+        def begin(number: int, rows: Rows) -> Joining:
+            return joining(runs.decoder, base, source, wanted, number, rows, state, runs.mul)
+
+        sweep(runs.decoder, base, begin, span, out, finish, state, runs.mul)
+
+    replays.run(key, prompts, carry)
 
 
-def result_of(patches: Patches, plan: Plan, effect: Tensor, reason: Tensor, seconds: float) -> PatchResult:
+def result_of(patches: Patches, plan: Plan, effect: Tensor, reason: Tensor, graph: str, seconds: float) -> PatchResult:
     """The result in the caller's columns, with the metric of the runs themselves."""
     runs, prompts = patches.runs, patches.runs.prompts
     base, other = runs.values
@@ -334,6 +384,7 @@ def result_of(patches: Patches, plan: Plan, effect: Tensor, reason: Tensor, seco
         backend=", ".join(f"{op}: {by}" for op, by in sorted(runs.mul.ran.items())),
         plan=plan,
         flops=runs.mul.flops + runs.recording_flops,
+        graph=graph,
         seconds=seconds,
         drift=runs.drift,
         patches=patches,

@@ -75,15 +75,21 @@ def changed(
     w: Float[Tensor, "d_model"] | None,
     eps: float,
     centred: bool,
+    both: bool = False,
 ) -> Float[Tensor, "*#row d_model"]:
-    """The difference of the norm from `standardised` base rows; x broadcasts, so that branches share their base."""
+    """The difference of the norm from `standardised` base rows; x broadcasts, so that branches share their base.
+
+    Args:
+        both: compute both forms for all rows, without looking first whether one needs the plain form; on a GPU that
+            look waits for it.
+    """
     delta = delta - delta.mean(-1, keepdim=True) if centred else delta
     product = torch.add(delta, x, alpha=2).mul_(delta)
     gain = product.mean(-1, keepdim=True)  # of the mean square
     after = (scale.square().reciprocal() + gain).clamp_(min=0).rsqrt_()
     far = (after - scale).abs() >= 0.25 * scale  # as where the difference cancels the base row: there, plainly
     change = -gain * (scale * after).square() / (scale + after)
-    if bool(far.any()):
+    if both or bool(far.any()):
         moved = x + delta
         after = torch.where(far, (moved.square().mean(-1, keepdim=True) + eps).rsqrt(), after)
         change, delta = torch.where(far, -scale, change), torch.where(far, moved, delta)

@@ -48,6 +48,11 @@ class Groups:
     query_begin: Int[Tensor, "group_plus_1"]
 
     @cached_property
+    def placed(self) -> dict[tuple[torch.device, int], dict[str, Tensor]]:
+        """Tables by device and size of a tile, as `on` has copied them."""
+        return {}
+
+    @cached_property
     def query_rows(self) -> Int[Tensor, "group_plus_1"]:
         """Where each group's query rows begin, and their total."""
         return _starts(self.branches * self.query_begin.diff())
@@ -62,6 +67,17 @@ class Groups:
         per_group = -(-self.query_rows.diff() // size)
         group = torch.arange(len(per_group)).repeat_interleave(per_group)
         return group, (torch.arange(len(group)) - _starts(per_group)[group]) * size
+
+    def on(self, device: torch.device, size: int) -> dict[str, Tensor]:
+        """All tables on a device, with tiles of at most `size` rows; copied once."""
+        if (device, size) not in self.placed:
+            group, row = self.tiles(size)
+            short = {"tile_group": group, "tile_row": row}
+            short |= {name: getattr(self, name) for name in ("prompt", "first", "stop", "query_pos", "query_begin")}
+            found = {name: x.to(device, torch.int32).contiguous() for name, x in short.items()}
+            long = {name: getattr(self, name).to(device, torch.int64) for name in ("query_rows", "key_rows")}
+            self.placed[device, size] = found | long
+        return self.placed[device, size]
 
 
 def _starts(counts: Int[Tensor, "group"]) -> Int[Tensor, "group_plus_1"]:
@@ -214,18 +230,14 @@ def prepare(
     """The kernel with its tables and an output that it fills."""
     n_pos, heads, d_head = q.shape[1:]
     config = config_for(arch, power_of_2(d_head))
-    group, row = groups.tiles(config.sizes["BM"])
-    short = {"tile_group": group, "tile_row": row}
-    short |= {name: getattr(groups, name) for name in ("prompt", "first", "stop", "query_pos", "query_begin")}
-    arguments = {name: x.to(q.device, torch.int32).contiguous() for name, x in short.items()}
-    arguments |= {name: getattr(groups, name).to(q.device, torch.int64) for name in ("query_rows", "key_rows")}
+    arguments: dict[str, Tensor | int | float] = dict(groups.on(q.device, config.sizes["BM"]))
     large = {"q": q, "k": k, "v": v, "o": o, "d_q": d_q, "d_k": d_k, "d_v": d_v}
     out = torch.empty(d_q.shape, dtype=d_q.dtype, device=d_q.device)
     arguments |= {name: x.contiguous() for name, x in large.items()} | {"out": out}
     arguments |= {"n_pos": n_pos, "heads": heads, "kv_heads": k.shape[2], "scale": scale}
     precision = "ieee" if arch.startswith("gfx") else "tf32x3"
     constants = {"D": d_head, "PRECISION": precision}
-    return Launch(suffix_attention_kernel, (len(group), heads), arguments, constants, config, out)
+    return Launch(suffix_attention_kernel, (len(arguments["tile_group"]), heads), arguments, constants, config, out)
 
 
 def launch(

@@ -90,8 +90,8 @@ class PooledWave:
     def _slots(self, number: int, layer: Layer, run: LayerRecord, rows: Rows) -> Branches | None:
         attn, span, mul = layer.attn, self.span, self.mul
         dy = norm_delta(layer.ln1, run.pre, span, self.stream, mul)
-        at = {"q": rows.positions(len(dy)).to(dy.device)[:, None]}
-        at["k"] = span.positions(len(dy)).to(dy.device)[:, None]
+        at = {"q": rows.positions(len(dy), dy.device)[:, None]}
+        at["k"] = span.positions(len(dy), dy.device)[:, None]
         shared = "KV" if attn.group > 1 else "H"
         found: list[Branches | None] = []
         for kind, weight in (("q", attn.W_Q), ("k", attn.W_K), ("v", attn.W_V)):

@@ -31,6 +31,7 @@ class Scores:
         self.effect = base.final.new_zeros(n_prompts, n_slots)
         self.row_of = torch.full((n_prompts, n_pos), -1, device=base.final.device)
         self.row_of[rows.prompt, rows.pos] = torch.arange(len(rows.pos), device=base.final.device)
+        self.counts = rows.counts.to(base.final)
         self.directions = metric.directions(decoder.W_U, rows) if hasattr(metric, "directions") else None
         self.base_logits: Tensor | None = None
         if self.directions is None:
@@ -46,7 +47,7 @@ class Scores:
         if isinstance(where, OneRow):
             rows = self.row_of[prompts[:, None], where.positions(len(prompts))]  # [batch branch]
         else:
-            rows = self.row_of[prompts[:, None], where.positions(len(prompts)).to(prompts.device)]  # [batch row]
+            rows = self.row_of[prompts[:, None], where.positions(len(prompts), prompts.device)]  # [batch row]
             rows = rows.masked_fill(~where.counts, -1) if isinstance(where, Chosen) else rows
         norm, one_row = self.decoder.ln_final, isinstance(where, OneRow)
         if isinstance(self.metric, UserMetric):
@@ -61,7 +62,7 @@ class Scores:
         else:
             change = self._change(norm_delta(norm, base.final, where, branches.delta, mul), rows, mul)
         change = change if one_row else change.sum(-1)  # [batch branch]
-        share = change / self.rows.counts.to(change)[prompts, None]
+        share = change / self.counts[prompts, None]
         self.effect[prompts[:, None], branches.slot] += share
 
     def _linear(
@@ -94,7 +95,7 @@ class Scores:
         self, branches: Branches, where: OneRow | Rows, dy: Tensor, prompts: Int[Tensor, "prompt"], mul: Products
     ) -> None:
         """Full logits of each branch, handed to the user's function one branch at a time."""
-        at = where.positions(len(prompts)).to(dy.device)  # [batch branch] or [batch row]
+        at = where.positions(len(prompts), dy.device)  # [batch branch] or [batch row]
         for n in range(len(branches.p)):
             delta = mul(dy[:, n], self.decoder.W_U)  # [batch d_vocab] or [batch row d_vocab]
             logits = self.whole.clone()

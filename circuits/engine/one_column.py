@@ -18,7 +18,7 @@ def attended(attn: Attention, base: LayerRecord, rows: Rows, stop: int, mul: Pro
     """Softmax state of the base run's rows against keys 0..stop-1; its row axis is that of `rows`."""
     q = rows.take(base.q)[:, 0].transpose(1, 2)  # [batch head row d_head]
     k = repeated(base.k[:, :stop], attn.group).transpose(1, 2)
-    position = rows.positions(len(q)).to(q.device)  # [batch row]
+    position = rows.positions(len(q), q.device)  # [batch row]
     later = torch.arange(stop, device=q.device) > position[:, None, :, None]  # [batch 1 row key]
     score = (q @ k.mT).mul_(attn.scale).masked_fill_(later, -torch.inf)  # [batch head row key]
     mul.count(4 * q.numel() * stop)
@@ -70,7 +70,7 @@ def column_update(
 ) -> Float[Tensor, "batch branch row head d_head"]:
     """z' - z when key p[n] changes by dk and value p[n] by dv; zero for rows before p."""
     if mul.kernel_for("one_column", base.z):
-        span = rows if isinstance(rows, Span) else Span(int(rows.index.min()), int(rows.index.max()) + 1)
+        span = rows if isinstance(rows, Span) else mul.fixed(lambda: around(rows))
         dz = packed.column_update(attn, state, base, span, p, dk, dv, mul)
         return dz if isinstance(rows, Span) else narrow(dz, span, rows)
     q = rows.take(base.q)[:, 0].transpose(1, 2)  # [batch head row d_head]
@@ -80,7 +80,7 @@ def column_update(
     found = (q @ keys).mul_(attn.scale)
     mul.count(2 * q.numel() * keys.shape[-1])
     score, new, change = (found, found, torch.zeros_like(found)) if dk is None else found.chunk(3, -1)
-    unseen = rows.positions(len(q)).to(q.device)[:, None, :, None] < p  # [batch 1 row branch]
+    unseen = rows.positions(len(q), q.device)[:, None, :, None] < p  # [batch 1 row branch]
     score, new = score.masked_fill(unseen, -torch.inf), new.masked_fill(unseen, -torch.inf)
 
     def by_head(x: Tensor) -> Tensor:
@@ -104,6 +104,11 @@ def column_update(
     return dz.permute(0, 3, 2, 1, 4)  # [batch branch row head d_head]
 
 
+def around(rows: Chosen) -> Span:
+    """The smallest span that has all of these rows."""
+    return Span(int(rows.index.min()), int(rows.index.max()) + 1)
+
+
 def own_row(
     attn: Attention,
     base: LayerRecord,
@@ -114,7 +119,7 @@ def own_row(
     mul: Products,
 ) -> Float[Tensor, "batch branch head d_head"]:
     """z' - z at row p[n] itself, whose query changes by dq (and whose own key and value by dk and dv)."""
-    stop = int(p.max()) + 1
+    stop = mul.fixed(lambda: int(p.max()) + 1)
     q = (dq + base.q.index_select(1, p)).transpose(1, 2)  # [batch head branch d_head]
     k, v = (repeated(x[:, :stop], attn.group).transpose(1, 2) for x in (base.k, base.v))
     score = (q @ k.mT).mul_(attn.scale)  # [batch head branch key]

@@ -14,7 +14,7 @@ from kernels import one_column, suffix_attention
 def row_index(rows: OneRow | Rows, shape: torch.Size, n_pos: int, device: torch.device) -> Int[Tensor, "row"]:
     """Row of a [batch * pos, ...] base table for every row of differences [batch, branch, *row, ...]."""
     batch, branches = shape[:2]
-    at = rows.positions(batch).to(device) + torch.arange(batch, device=device)[:, None] * n_pos  # [batch branch or row]
+    at = rows.positions(batch, device) + torch.arange(batch, device=device)[:, None] * n_pos  # [batch branch or row]
     if isinstance(rows, OneRow):
         return at.flatten()
     return at[:, None].expand(batch, branches, rows.count).flatten()
@@ -44,7 +44,8 @@ def norm_logit(
     index = row_index(where, delta.shape, n_pos, delta.device)
     table = base.new_zeros(base.shape[0] * n_pos, 1, width)
     read = (rows >= 0).flatten()
-    table[index[read], 0] = directions[rows.flatten()[read]]
+    some = mul.fixed(lambda: read.nonzero()[:, 0])
+    table[index[some], 0] = directions[rows.flatten()[some]]
     arguments = (base.flatten(0, 1), index, delta.reshape(-1, width), norm.w, norm.eps, norm.centred, table)
     return mul.run("norm_logit", *arguments).view(rows.shape) * (rows >= 0)
 
@@ -63,23 +64,38 @@ def column_update(
     batch, branches = len(base.z), len(p)
     none = base.k.new_zeros(batch, branches, *base.k.shape[2:])
     dk, dv = (none if x is None else x for x in (dk, dv))
-    column = p.repeat(batch)
-    start = column.clamp(min=span.start, max=span.stop)
-    patches = one_column.Patches(
-        torch.arange(batch, device=p.device).repeat_interleave(branches),
-        column,
-        start,
-        torch.full_like(start, span.stop),
-    )
+    patches, (patch, pos) = mul.fixed(lambda: _columns(batch, p, span))
     state = one_column.State(*(x.contiguous() for x in (state.lse, state.o, state.top, state.lse_rest, state.o_rest)))
     arguments = (base.q.contiguous(), base.k.contiguous(), base.v.contiguous(), state, patches)
     found = mul.run(
         "one_column", *arguments, dk.flatten(0, 1).contiguous(), dv.flatten(0, 1).contiguous(), attn.scale
     )  # [row head d_head]
     dz = base.z.new_zeros(batch * branches, span.count, *base.z.shape[2:])
-    patch, pos = patches.rows()
     dz[patch, pos - span.start] = found
     return dz.view(batch, branches, span.count, *base.z.shape[2:])
+
+
+def _columns(
+    batch: int, p: Int[Tensor, "branch"], span: Span
+) -> tuple[one_column.Patches, tuple[Int[Tensor, "row"], Int[Tensor, "row"]]]:
+    """Every branch of every prompt as a patch of its column, and patch and position of each output row."""
+    column = p.repeat(batch)
+    start = column.clamp(min=span.start, max=span.stop)
+    prompt = torch.arange(batch, device=p.device).repeat_interleave(len(p), output_size=batch * len(p))
+    patches = one_column.Patches(prompt, column, start, torch.full_like(start, span.stop))
+    return patches, patches.rows()
+
+
+def _groups(batch: int, branches: int, span: Span, at: Int[Tensor, "batch kept"]) -> suffix_attention.Groups:
+    """One group of branches per prompt."""
+    return suffix_attention.Groups(
+        prompt=torch.arange(batch),
+        first=torch.full((batch,), span.start),
+        stop=torch.full((batch,), span.stop),
+        branches=torch.full((batch,), branches),
+        query_pos=at.flatten().cpu(),
+        query_begin=torch.arange(batch + 1) * at.shape[1],
+    )
 
 
 def attention_change(
@@ -93,15 +109,7 @@ def attention_change(
     mul: Products,
 ) -> Float[Tensor, "batch branch kept head d_head"]:
     """z' - z by the suffix-attention kernel: one group of branches per prompt."""
-    batch, branches, kept = dq.shape[:3]
-    groups = suffix_attention.Groups(
-        prompt=torch.arange(batch),
-        first=torch.full((batch,), span.start),
-        stop=torch.full((batch,), span.stop),
-        branches=torch.full((batch,), branches),
-        query_pos=at.flatten().cpu(),
-        query_begin=torch.arange(batch + 1) * kept,
-    )
+    groups = mul.fixed(lambda: _groups(*dq.shape[:2], span, at))
     tables = (x.contiguous() for x in (base.q, base.k, base.v, base.z))
     changes = (x.flatten(0, 2).contiguous() for x in (dq, dk, dv))
     return mul.run("suffix_attention", *tables, groups, *changes, attn.scale).view_as(dq)

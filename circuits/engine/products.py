@@ -1,8 +1,9 @@
 """Matrix products of differences in a named precision, counted: where the engine multiplies by weights."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -10,6 +11,9 @@ from torch import Tensor
 
 from interp.errors import UsageError
 from kernels import dispatch
+
+if TYPE_CHECKING:
+    from circuits.engine.replay import Tape
 
 Backend = Literal["auto", "torch", "triton"]
 Precision = Literal["fp64", "fp32", "tf32", "bf16"]
@@ -24,6 +28,8 @@ class Products:
         flops: 2 per multiply-add.
         launches: products, attentions and kernels so far.
         ran: implementation by operation, for those that a kernel exists for.
+        fell_back: whether an operation was handed to `kernels.dispatch` and ran there as its torch reference.
+        tape: where decisions of the host are kept while a chunk is captured for replay; None otherwise.
         flattened: projections of `flat`, each with the weight that it is of, by the weight's id.
     """
 
@@ -32,6 +38,8 @@ class Products:
     flops: int = 0
     launches: int = 0
     ran: dict[str, str] = field(default_factory=dict)
+    fell_back: bool = False
+    tape: "Tape | None" = field(default=None, repr=False)
     flattened: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     def __call__(
@@ -93,7 +101,15 @@ class Products:
         self.launches += 1
         done = dispatch.run(op, *arguments)
         self.ran[op] = done.by
+        self.fell_back |= done.by == "torch"
         return done.value
+
+    def fixed(self, decide: Callable[[], Any]) -> Any:
+        """What the host decides from the shape of a chunk, never from values that differ between chunks of one shape.
+
+        Taken at once; while a chunk is captured for replay, read back from its first pass.
+        """
+        return decide() if self.tape is None else self.tape.once(decide)
 
     def count(self, flops: int) -> None:
         """Book work done elsewhere, such as attention scores."""

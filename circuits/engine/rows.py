@@ -17,7 +17,7 @@ class OneRow:
         """The base values at each branch's row."""
         return x.index_select(1, self.p)
 
-    def positions(self, batch: int) -> Int[Tensor, "batch branch"]:
+    def positions(self, batch: int, device: torch.device | None = None) -> Int[Tensor, "batch branch"]:
         """Absolute positions of the rows."""
         return self.p.expand(batch, -1)
 
@@ -33,9 +33,9 @@ class Span:
         """The base values of the rows, with an axis for the branches."""
         return x[:, None, self.start : self.stop]
 
-    def positions(self, batch: int) -> Int[Tensor, "batch row"]:
-        """Absolute positions of the rows."""
-        return torch.arange(self.start, self.stop).expand(batch, -1)
+    def positions(self, batch: int, device: torch.device | None = None) -> Int[Tensor, "batch row"]:
+        """Absolute positions of the rows; on the CPU if not told otherwise."""
+        return torch.arange(self.start, self.stop, device=device).expand(batch, -1)
 
     @property
     def count(self) -> int:
@@ -57,7 +57,7 @@ class Chosen:
         """The base values of the rows, with an axis for the branches."""
         return x[torch.arange(len(x), device=x.device)[:, None], self.index][:, None]
 
-    def positions(self, batch: int) -> Int[Tensor, "batch row"]:
+    def positions(self, batch: int, device: torch.device | None = None) -> Int[Tensor, "batch row"]:
         """Absolute positions of the rows."""
         return self.index
 
@@ -123,8 +123,7 @@ def narrow(
     index = rows.index - span.start  # [batch row]
     index = index[(..., *(None,) * (delta.dim() - 3))].unsqueeze(1)  # [batch 1 row 1..]
     index = index.expand(-1, delta.shape[1], -1, *delta.shape[3:])
-    found = delta.gather(2, index.clamp(min=0))
-    return found.masked_fill(index < 0, 0) if bool((rows.index < span.start).any()) else found
+    return delta.gather(2, index.clamp(min=0)).masked_fill_(index < 0, 0)
 
 
 def repeated(x: Float[Tensor, "batch pos kv_head *width"], group: int) -> Float[Tensor, "batch pos head *width"]:

@@ -87,7 +87,7 @@ def _block(stage: Stage, delta: Tensor, mul: Products) -> Float[Tensor, "batch b
     projected = ((site, mul.heads(dy, weight)) for site, weight in (("q", attn.W_Q), ("k", attn.W_K), ("v", attn.W_V)))
     dq, dk, dv = (stage.overwritten(site, change, True) for site, change in projected)
     reached = reached_rows(dq, dk, dv)
-    position = span.positions(len(delta)).to(delta.device)[:, None]
+    position = span.positions(len(delta), delta.device)[:, None]
     dq, dk = turned(attn.rotary, dq, position), turned(attn.rotary, dk, position)
     dz = attention_change(attn, base, span, dq, dk, dv, span, mul) if reached.any() else torch.zeros_like(dq)
     dz = stage.overwritten("z", dz.masked_fill_(~reached[..., None, None], 0), True)

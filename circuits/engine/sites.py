@@ -33,6 +33,7 @@ class Wanted:
     Attributes:
         read: positions that the metric reads in some prompt.
         slots: index of the result, for every layer and position of the model and each of `components`.
+        all_of_them: also those whose value does not change, so that no branch depends on values; their effect is 0.
     """
 
     site: Site
@@ -41,6 +42,7 @@ class Wanted:
     positions: Int[Tensor, "pos"]
     read: Bool[Tensor, "place"]
     slots: Int[Tensor, "layer component place"]
+    all_of_them: bool = False
 
 
 def values(run: LayerRecord, site: Site) -> Float[Tensor, "batch pos *component width"]:
@@ -90,7 +92,8 @@ def joining(
     if entering not in wanted.layers or entering >= len(decoder.layers):
         return Joining()
     if entering == len(decoder.layers) - 1 and wanted.site not in SPREADING:  # rows not read cannot matter any more
-        wanted = replace(wanted, positions=wanted.positions[wanted.read[wanted.positions]])
+        read = mul.fixed(lambda: wanted.positions[wanted.read[wanted.positions]])
+        wanted = replace(wanted, positions=read)
     if not len(wanted.positions):
         return Joining()
     layer, run = decoder.layers[entering], base.layers[entering]
@@ -103,8 +106,8 @@ def joining(
         return _heads(wanted, layer, run, change, slots, rows, lambda: queries(entering, rows), mul)
     if wanted.site == "mlp_post":
         delta = change[..., None] * layer.mlp.W_out[wanted.components]  # [batch pos neuron d_model]
-        return Joining(post=_flat(delta, change[..., None], wanted.positions, slots))
-    branches = _flat(change[:, :, None], change[:, :, None], wanted.positions, slots)
+        return Joining(post=_flat(delta, change[..., None], wanted, slots))
+    branches = _flat(change[:, :, None], change[:, :, None], wanted, slots)
     before_mlp = wanted.site in ("attn_out", "resid_mid") and not layer.parallel
     return Joining(mid=branches) if before_mlp else Joining(post=branches)
 
@@ -112,17 +115,17 @@ def joining(
 def _flat(
     delta: Float[Tensor, "batch pos component d_model"],
     change: Float[Tensor, "batch pos component width"],
-    positions: Int[Tensor, "pos"],
+    wanted: Wanted,
     slots: Int[Tensor, "pos component"],
 ) -> Branches | None:
     """One branch per (position, component) whose site changes in some prompt."""
-    p = positions[:, None].expand_as(slots).flatten()
-    alive = (change != 0).any(-1).any(0).flatten()
+    p = wanted.positions[:, None].expand_as(slots).flatten()
+    alive = None if wanted.all_of_them else (change != 0).any(-1).any(0).flatten()
     return _alive(Branches(delta.flatten(1, 2), p, slots.flatten()), alive)
 
 
-def _alive(branches: Branches, alive: Tensor) -> Branches | None:
-    if bool(alive.all()):
+def _alive(branches: Branches, alive: Tensor | None) -> Branches | None:
+    if alive is None or bool(alive.all()):
         return branches if len(branches.p) else None
     some = alive.nonzero()[:, 0]
     return Branches(branches.delta[:, some], branches.p[some], branches.slot[some]) if len(some) else None
@@ -141,15 +144,16 @@ def _heads(
     attn = layer.attn
     if wanted.site == "z":
         delta = through_output(change, attn.W_O[wanted.components], mul)
-        branches = _flat(delta, change, wanted.positions, slots)
+        branches = _flat(delta, change, wanted, slots)
         return Joining(post=branches) if layer.parallel else Joining(mid=branches)
     p = wanted.positions[:, None].expand_as(slots).flatten()
     which = wanted.components.expand_as(slots).flatten()
     change, slot = change.flatten(1, 2), slots.flatten()  # [batch branch d_head], [branch]
-    alive = (change != 0).any(-1).any(0).nonzero()[:, 0]
-    if not len(alive):
-        return Joining()
-    change, p, which, slot = change[:, alive], p[alive], which[alive], slot[alive]
+    if not wanted.all_of_them:
+        alive = (change != 0).any(-1).any(0).nonzero()[:, 0]
+        if not len(alive):
+            return Joining()
+        change, p, which, slot = change[:, alive], p[alive], which[alive], slot[alive]
     full = change.new_zeros(
         *change.shape[:2], attn.W_Q.shape[0] if wanted.site == "q" else attn.W_K.shape[0], change.shape[-1]
     )

@@ -111,7 +111,7 @@ FIELDS = (("delta", 1), ("p", 0), ("slot", 0))
 
 def _at_rows(one: Branches, rows: Rows) -> Branches:
     """Branches of one row as differences of the rows given, zero but at their own."""
-    own = rows.positions(len(one.delta)).to(one.p.device)[:, None] == one.p[:, None]  # [batch branch row]
+    own = rows.positions(len(one.delta), one.p.device)[:, None] == one.p[:, None]  # [batch branch row]
     return Branches(one.delta[:, :, None] * own[..., None], one.p, one.slot)
 
 
@@ -136,7 +136,7 @@ def _attention_of_one(
     position = here.positions(len(dy))
     dk, dv = turned(attn.rotary, mul.heads(dy, attn.W_K), position), mul.heads(dy, attn.W_V)
     dz = column_update(attn, state, base, rows, one.p, dk, dv, mul)  # [batch branch row head d_head]
-    own = OwnRows.of(rows, one.p, len(dy))
+    own = mul.fixed(lambda: OwnRows.of(rows, one.p, len(dy)))
     if len(own.branch):  # branches whose own row is needed
         some = own.branch
         dq = turned(attn.rotary, mul.heads(dy[:, some], attn.W_Q), position[:, some])

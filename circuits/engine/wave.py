@@ -13,7 +13,7 @@ from torch import Tensor
 from circuits.engine import packed
 from circuits.engine.products import Products
 from circuits.engine.record import LayerRecord
-from circuits.engine.rows import Chosen, OneRow, Rows, Span, narrow
+from circuits.engine.rows import OneRow, Rows, Span, narrow
 from interp.decoder import ACTIVATIONS, Attention, Layer, Norm, Rotary
 from kernels.delta_norm import changed, standardised
 
@@ -33,7 +33,8 @@ def norm_delta(
     if mul.kernel_for("delta_norm", delta):
         return packed.norm_delta(norm, base, rows, delta, mul)
     x, scale = standardised(rows.take(base), norm.eps, norm.centred)
-    return changed(x, scale, delta, norm.w, norm.eps, norm.centred)
+    both_forms = {} if mul.tape is None else {"both": True}  # which rows need which form is not known beforehand
+    return changed(x, scale, delta, norm.w, norm.eps, norm.centred, **both_forms)
 
 
 def mlp_delta(
@@ -89,9 +90,9 @@ def suffix_attention(
 ) -> Float[Tensor, "batch branch kept head d_head"]:
     """z' - z at rows `out` for branches whose whole suffix changed; keys before the span are the base run's."""
     attn, n_batch = layer.attn, len(dy)
-    position = span.positions(n_batch).to(dy.device)[:, None]  # [batch 1 row]
+    position = span.positions(n_batch, dy.device)[:, None]  # [batch 1 row]
     dk = turned(attn.rotary, mul.heads(dy, attn.W_K), position)
-    at = out.positions(n_batch).to(dy.device)  # [batch kept]
+    at = out.positions(n_batch, dy.device)  # [batch kept]
     dq = turned(attn.rotary, mul.heads(narrow(dy, span, out), attn.W_Q), at[:, None])
     dz = attention_change(attn, base, span, dq, dk, mul.heads(dy, attn.W_V), out, mul)
     return dz.masked_fill_((at[:, None] < first[:, None])[..., None, None], 0)
@@ -108,12 +109,15 @@ def attention_change(
     mul: Products,
 ) -> Float[Tensor, "batch branch kept head d_head"]:
     """z' - z at rows `out` when queries there, and keys and values of the span, change (after rotary positions)."""
-    at = out.positions(len(dq)).to(dq.device)  # [batch kept]
-    if mul.kernel_for("suffix_attention", dq) and not (isinstance(out, Chosen) and not bool(out.counts.all())):
+    at = out.positions(len(dq), dq.device)  # [batch kept]
+    counted = isinstance(out, Span) or mul.fixed(lambda: bool(out.counts.all()))
+    if mul.kernel_for("suffix_attention", dq) and counted:
         return packed.attention_change(attn, base, span, dq, dk, dv, at, mul)
     q = dq + out.take(base.q)
     k, v = _with_suffix(base.k, dk, span), _with_suffix(base.v, dv, span)  # [batch*branch kv_head key d_head]
-    later = torch.arange(span.stop, device=dq.device) > at[..., None]  # [batch kept key]
+    if isinstance(out, Span) or mul.fixed(lambda: bool((at == at[:1]).all())):
+        at = at[:1]  # the same for all prompts
+    later = torch.arange(span.stop, device=dq.device) > at[..., None]  # [1 or batch, kept key]
     z = _grouped_attention(q, k, v, ~later, attn.group, attn.scale)
     mul.count(4 * q.numel() * span.stop)
     return z.sub_(out.take(base.z))
@@ -134,8 +138,7 @@ def _grouped_attention(
     n_batch, n_branch, n_rows, heads, d_head = q.shape
     q = q.view(n_batch * n_branch, n_rows, heads // group, group, d_head).permute(0, 2, 3, 1, 4).flatten(2, 3)
     visible = visible.repeat(1, group, 1)  # [batch group*kept key]
-    same = n_batch == 1 or bool((visible == visible[:1]).all())
-    mask = visible[0] if same else visible.repeat_interleave(n_branch, 0)[:, None]
+    mask = visible[0] if len(visible) == 1 else visible.repeat_interleave(n_branch, 0)[:, None]
     z = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)  # [case kv_head group*kept d_head]
     z = z.unflatten(2, (group, n_rows)).permute(0, 3, 1, 2, 4)  # [case kept kv_head group d_head]
     return z.reshape(n_batch, n_branch, n_rows, heads, d_head)
