@@ -4,14 +4,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor
 
+from circuits.circuit_packed import MOST_LISTED, Edges, packed, unpacked
 from circuits.detectors.base import Interval
 from circuits.graph import EdgeGraph, ModelShape, graph_of
 from interp.config import Frozen
-from interp.errors import UsageError
+from interp.errors import StoreError, UsageError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -134,40 +135,51 @@ class Circuit:
         """One row per live edge, kept ones and larger scores first."""
         import pandas as pd
 
-        places = self.live.nonzero().tolist()
-        rows = [{"edge": self.name(tuple(p)), "kept": bool(self.kept[tuple(p)])} for p in places]
-        for row, place in zip(rows, places, strict=True):
-            row["score"] = float(self.scores[tuple(place)])
-            row["frequency"] = float("nan") if self.frequency is None else float(self.frequency[tuple(place)])
-        frame = pd.DataFrame(rows, columns=["edge", "kept", "score", "frequency"])
+        places = self.live.nonzero()
+        at = tuple(places.T)
+        frame = pd.DataFrame(
+            {
+                "edge": [self.name(tuple(place)) for place in places.tolist()],
+                "kept": self.kept[at].cpu().numpy(),
+                "score": self.scores[at].double().cpu().numpy(),
+                "frequency": float("nan") if self.frequency is None else self.frequency[at].double().cpu().numpy(),
+            }
+        )
         order = frame.assign(size=frame.score.abs()).sort_values(["kept", "size"], ascending=False, kind="stable")
         return order.drop(columns="size").reset_index(drop=True)
 
     def to_file(self) -> "CircuitFile":
         """The circuit as JSON-ready data; reading it back gives an equal circuit."""
-        places = self.live.nonzero()
-        frequency = self.frequency if self.frequency is not None else torch.zeros_like(self.scores)
-        entries = [
-            EdgeEntry(
-                edge=f"{self.graph.senders[s]}->{self.graph.receivers[r]}",
-                place=tuple(place) or None,
-                score=float(self.scores[(s, r, *place)]),
-                kept=bool(self.kept[(s, r, *place)]),
-                frequency=None if self.frequency is None else float(frequency[(s, r, *place)]),
-            )
-            for s, r, *place in places.tolist()
-        ]
+        large = self.n_live > MOST_LISTED
         return CircuitFile(
+            format=2 if large else 1,
             shape=self.shape,
             n_pos=self.kept.shape[-1] if self.by_position else None,
             columns=list(self.columns),
             n_kept=self.n_kept,
             n_live=self.n_live,
-            edges=entries,
+            edges=self._entries(self._strongest() if large else self.live.nonzero()),
+            packed=packed(Edges(self.live, self.kept, self.scores, self.frequency)) if large else None,
             faithfulness=self.faithfulness,
             provenance=self.provenance,
             example=self.example,
         )
+
+    def _strongest(self) -> Int[Tensor, "edge axis"]:
+        """Kept edges with the largest scores, as many as a file lists, in their order."""
+        places = self.kept.nonzero()
+        size = self.scores[tuple(places.T)].abs()
+        return places[size.argsort(descending=True, stable=True)[:MOST_LISTED].sort().values]
+
+    def _entries(self, places: Int[Tensor, "edge axis"]) -> list["EdgeEntry"]:
+        """One entry for each place of the mask."""
+        at = tuple(places.T)
+        scores, kept = self.scores[at].tolist(), self.kept[at].tolist()
+        frequency = [None] * len(places) if self.frequency is None else self.frequency[at].tolist()
+        return [
+            EdgeEntry(edge=self.graph.name(s, r), place=tuple(place) or None, score=score, kept=here, frequency=again)
+            for (s, r, *place), score, here, again in zip(places.tolist(), scores, kept, frequency, strict=True)
+        ]
 
 
 class EdgeEntry(Frozen):
@@ -181,15 +193,18 @@ class EdgeEntry(Frozen):
 
 
 class CircuitFile(Frozen):
-    """A circuit on disk."""
+    """A circuit on disk: format 1 lists every live edge, format 2 packs them and lists kept ones only."""
 
-    format: Literal[1] = 1
+    format: Literal[1, 2] = 1
     shape: ModelShape
     n_pos: int | None = Field(description="null: the circuit has no positions")
     columns: list[str] = Field(default_factory=list)
     n_kept: int
     n_live: int
-    edges: list[EdgeEntry] = Field(description="every live edge")
+    edges: list[EdgeEntry] = Field(
+        description=f"every live edge; in format 2 the kept ones, those with the {MOST_LISTED:,} largest scores"
+    )
+    packed: str | None = Field(None, description="format 2: every live edge, see `circuits.circuit_packed`", repr=False)
     faithfulness: Interval | None
     provenance: Provenance
     example: Example | None = None
@@ -200,13 +215,31 @@ class CircuitFile(Frozen):
         Raises:
             UnknownName: for an edge that the shape does not have.
             UsageError: for a place outside the positions.
+            StoreError: for packed edges that do not fit the rest.
         """
         graph = graph_of(self.shape)
         size = (len(graph.senders), len(graph.receivers), *((self.n_pos, self.n_pos) if self.n_pos else ()))
+        edges = self._listed(graph, size) if self.packed is None else self._unpacked(size)
+        return Circuit(
+            graph,
+            self.shape,
+            edges.kept,
+            edges.live,
+            edges.scores,
+            self.provenance,
+            edges.frequency,
+            tuple(self.columns),
+            self.faithfulness,
+            self.example,
+        )
+
+    def _listed(self, graph: EdgeGraph, size: tuple[int, ...]) -> Edges:
+        """The edges of format 1."""
         kept, live = torch.zeros(size, dtype=torch.bool), torch.zeros(size, dtype=torch.bool)
         scores, frequency = torch.zeros(size), torch.zeros(size)
+        known = {name: graph.index(name) for name in {entry.edge for entry in self.edges}}
         for entry in self.edges:
-            place = (*graph.index(entry.edge), *(entry.place or ()))
+            place = (*known[entry.edge], *(entry.place or ()))
             if len(place) != len(size) or any(not 0 <= i < n for i, n in zip(place, size, strict=True)):
                 raise UsageError(
                     f"edges: {entry.edge} at {entry.place}: expected a place within {self.n_pos} positions"
@@ -214,18 +247,15 @@ class CircuitFile(Frozen):
             live[place], kept[place], scores[place] = True, entry.kept, entry.score
             frequency[place] = entry.frequency or 0.0
         seen = any(entry.frequency is not None for entry in self.edges)
-        return Circuit(
-            graph,
-            self.shape,
-            kept,
-            live,
-            scores,
-            self.provenance,
-            frequency if seen else None,
-            tuple(self.columns),
-            self.faithfulness,
-            self.example,
-        )
+        return Edges(live, kept, scores, frequency if seen else None)
+
+    def _unpacked(self, size: tuple[int, ...]) -> Edges:
+        """The edges of format 2."""
+        where = f"circuit of {self.provenance.model}"
+        edges = unpacked(self.packed or "", size, self.n_live, where)
+        if int(edges.kept.sum()) != self.n_kept:
+            raise StoreError(f"{where}: n_kept {self.n_kept} is not the number of kept edges; the file is damaged")
+        return edges
 
 
 def _owner(receiver: str) -> str:

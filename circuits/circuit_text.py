@@ -115,19 +115,28 @@ def show_trajectory(output: CircuitOutput) -> None:
         halves = (_number(point.overlap), _number(point.split_half))
         table.add_row(f"{point.step:,}", point.verdict, f"{point.accuracy:.3f}", edges, kept, *halves, changed)
     out().print(table)
-    say("no emergence" if story.emerged is None else f"circuit from step {story.emerged:,} on, three times in a row")
+    for one in story.failed:
+        say(f"step {one.step:,} failed: {one.reason}")
+    if story.emerged is None:
+        say("no emergence: no three checkpoints in a row have the verdict 'circuit'")
+    else:
+        say(f"circuit from step {story.emerged:,} on, three checkpoints in a row")
     say(story.note)
     _lives(story)
 
 
 def _lives(story: Trajectory) -> None:
     born = [edge for edge in story.edges if edge.born is not None]
-    table = Table("edge", "born", "died", "checkpoints", title=f"{len(born)} edges that stay for three checkpoints")
+    if not born:
+        return
+    more = f", {TOP_EDGES} shown" if len(born) > TOP_EDGES else ""
+    title = f"{len(born)} edges that pass at three checkpoints in a row{more}"
+    table = Table("edge", "born", "died", "passes", title=title)
     for edge in born[:TOP_EDGES]:
         died = "-" if edge.died is None else f"{edge.died:,}"
         table.add_row(Text(visible(edge.edge)), f"{edge.born:,}", died, str(len(edge.present)))
-    if born:
-        out().print(table)
+    out().print(table)
+    say("an edge passes where the verdict is 'circuit' and the circuit holds it; it dies where three are without it")
 
 
 def _share(value: float | None) -> str:

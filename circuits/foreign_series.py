@@ -1,26 +1,25 @@
 """Discoveries in models that are no runs of ours, one or a whole series of checkpoints, kept in a folder by content."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from circuits.circuit_packed import require_storable
 from circuits.detect import source_hash
 from circuits.discovery import discover
 from circuits.discovery_result import DiscoveryFile
 from circuits.find import Settings
+from circuits.kept_folder import kept_path, read_kept, require_own
 from circuits.problem import Ablation
 from circuits.search.base import Tell, silent
-from circuits.stored import CIRCUIT, discovery_payload
+from circuits.stored import MAX_BYTES, discovery_payload
 from circuits.subject import Subject, of_path
-from circuits.through_training import discover_all, light
-from circuits.trajectory import Trajectory, trajectory
-from interp.config import canonical_json, validated
-from interp.jsonfile import read_sealed, write_sealed
-
-FORMAT = 1
-MAX_BYTES = 64 << 20
+from circuits.through_training import Progress, discover_all, light, told
+from circuits.trajectory import Trajectory
+from interp.config import canonical_json
+from interp.jsonfile import write_sealed
 
 
 @dataclass(frozen=True)
@@ -57,15 +56,20 @@ def discover_path(request: PathRequest, tell: Tell = silent) -> DiscoveryFile:
     """The discovery in one model on disk, from the folder where the same weights, prompts and code gave it before.
 
     Raises:
-        UsageError: for a path, step or prompts that do not fit.
+        UsageError: for a path, step or prompts that do not fit, or a folder that holds circuits of another model.
     """
     settings = Settings(**request.settings)
     subject = of_path(Path(request.path), Path(request.pairs), step=request.step, bos=request.bos, seed=settings.seed)
-    kept = None if request.folder is None else Path(request.folder) / f"{_key(subject, request)}.json"
-    if kept is not None and kept.exists() and not request.fresh:
-        body = read_sealed(kept, newest=FORMAT, limit=MAX_BYTES)
-        return validated(DiscoveryFile, body.get("discovery"), str(kept))
-    found, _ = discover(subject, subject.problem(request.ablation, request.by_position), settings, tell)
+    kept = None
+    if request.folder is not None:
+        kept = kept_path(Path(request.folder), subject.model, subject.step, _key(subject, request))
+        if kept.exists() and not request.fresh:
+            return read_kept(kept).discovery
+        require_own(kept.parent, subject.model, subject.step, subject.fingerprint)
+    problem = subject.problem(request.ablation, request.by_position)
+    if kept is not None:
+        require_storable(problem)
+    found, _ = discover(subject, problem, settings, tell)
     if kept is not None:
         kept.parent.mkdir(parents=True, exist_ok=True)
         step = -1 if subject.step is None else subject.step
@@ -75,19 +79,26 @@ def discover_path(request: PathRequest, tell: Tell = silent) -> DiscoveryFile:
 
 
 def follow_path(
-    steps: Sequence[int], template: PathRequest, workers: int, progress: Callable[[int, int], None]
-) -> tuple[list[DiscoveryFile], Trajectory]:
+    steps: Sequence[int], template: PathRequest, workers: int, progress: Progress, keep: Collection[str] = ()
+) -> tuple[list[DiscoveryFile | None], Trajectory]:
     """Discoveries at several checkpoints of a series with lighter settings, and what changed between them.
+
+    Args:
+        keep: as in `light`.
+
+    Returns:
+        One discovery for each step, None where it failed; the trajectory says why.
 
     Raises:
         Interrupted: the user stopped.
+        InterpError: if every checkpoint failed.
     """
-    settings = light(Settings(**template.settings)).model_dump()
+    settings = light(Settings(**template.settings), keep).model_dump()
     requests = [replace(template, step=step, settings=settings) for step in steps]
-    found = discover_all(discover_path, requests, workers, progress)
-    return found, trajectory(steps, found)
+    return told(steps, discover_all(discover_path, requests, workers, progress))
 
 
 def _key(subject: Subject, request: PathRequest) -> str:
-    parts = [subject.fingerprint, subject.pairs.fingerprint(), *request.about().values(), source_hash()]
-    return f"{CIRCUIT}{hashlib.sha256(canonical_json(parts)).hexdigest()[:20]}"
+    """Hash of all that a stored answer says: whose it is, weights, prompts, settings and code."""
+    whose = [subject.model, subject.step, subject.fingerprint, subject.pairs.fingerprint()]
+    return hashlib.sha256(canonical_json([*whose, *request.about().values(), source_hash()])).hexdigest()[:20]

@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # torch is loaded by these, and a list of what is stored need
 
 CIRCUIT, STORY = "circuit-", "circuitpath-"  # how the keys begin
 FORMAT = 1
+MAX_BYTES = 128 << 20  # of one file
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,8 +152,8 @@ def asked(request: dict[str, Any]) -> tuple[Any, ...]:
     return (prompts, *(request.get(name) for name in ("pairs", "bos", "ablation", "by_position")), *chosen)
 
 
-def trajectory_payload(steps: list[int], keys: list[str], story: "Trajectory") -> dict[str, Any]:
-    """What is stored under a key that begins with `circuitpath-`."""
+def trajectory_payload(steps: list[int], keys: list[str | None], story: "Trajectory") -> dict[str, Any]:
+    """What is stored under a key that begins with `circuitpath-`; the key of a checkpoint that failed is null."""
     saved = datetime.now(UTC).isoformat(timespec="microseconds")
     return {
         "format": FORMAT,
@@ -166,13 +167,23 @@ def trajectory_payload(steps: list[int], keys: list[str], story: "Trajectory") -
 def newest_trajectory(run: Run) -> "Trajectory | None":
     """The newest story of a circuit through training, None where `--checkpoints all` was never run.
 
+    One of format 1, which had another rule for births and deaths, is told again from the circuits it is made of.
+
     Raises:
         ConfigError, StoreError: if it is damaged or does not fit this version.
+        UnknownName: if a circuit that it is made of is gone.
     """
-    from circuits.trajectory import Trajectory
+    from circuits.trajectory import Trajectory, trajectory
 
     found = [(run.analysis(key), key) for key in run.analyses() if key.startswith(STORY)]
     if not found:
         return None
     newest, key = max(found, key=lambda pair: (str(pair[0].get("saved")), pair[1]))
-    return validated(Trajectory, newest.get("trajectory"), f"{run.name}/analysis/{key}.json: trajectory")
+    where = f"{run.name}/analysis/{key}.json"
+    story = validated(Trajectory, newest.get("trajectory"), f"{where}: trajectory")
+    if story.format > 1:
+        return story
+    steps, keys = newest.get("steps"), newest.get("keys")
+    if not isinstance(steps, list) or not isinstance(keys, list) or len(steps) != len(keys):
+        raise StoreError(f"{where}: expected steps, and a key for each; run `interp circuit --checkpoints all` again")
+    return trajectory(steps, [read_circuit(run, str(one)).discovery for one in keys])

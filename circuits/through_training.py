@@ -3,11 +3,14 @@
 import hashlib
 import multiprocessing
 import signal
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from circuits.circuit_packed import require_storable
 from circuits.detect import source_hash
 from circuits.discovery import discover
 from circuits.discovery_result import DiscoveryFile
@@ -18,8 +21,12 @@ from circuits.stored import CIRCUIT, STORY, discovery_payload, read_circuit, tra
 from circuits.subject import Prompts, of_run
 from circuits.trajectory import Trajectory, trajectory
 from interp.config import canonical_json
-from interp.errors import Interrupted
+from interp.console import one_line
+from interp.errors import InterpError, Interrupted, StoreFull, UsageError
 from interp.run import Run, Store
+
+FAILURES = (InterpError, ArithmeticError, LookupError, MemoryError, OSError, RuntimeError, ValueError)
+Progress = Callable[[int, int], None]  # (done, of)
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,7 @@ def discover_at(request: Request, tell: Tell = silent) -> DiscoveryFile:
     """The discovery at one checkpoint, from the store where the same weights, prompts and code gave it before.
 
     Raises:
-        TaskError, UsageError: for prompts that the task does not have.
+        TaskError, UsageError: for prompts that the task does not have, or a graph too large to be stored.
     """
     run = Store(request.store).run(request.run)
     key = key_of(run, request)
@@ -68,58 +75,115 @@ def discover_at(request: Request, tell: Tell = silent) -> DiscoveryFile:
         return read_circuit(run, key).discovery
     subject = of_run(run, request.step, request.prompts)
     problem = subject.problem(request.ablation, request.by_position)
+    require_storable(problem)
     found, _ = discover(subject, problem, Settings(**request.settings), tell)
     run.write_analysis(key, discovery_payload(request.step, subject.fingerprint, request.about(), found))
     return found
 
 
+@dataclass(frozen=True)
+class Failed:
+    """A checkpoint that could not be looked at; plain values only, so that another process can send it.
+
+    Attributes:
+        kind: "usage" for a request that is wrong, "full" where nothing more can be written, else "failed".
+    """
+
+    reason: str
+    kind: str = "failed"
+
+
+Outcome = DiscoveryFile | Failed
+
+
 def discover_all(
-    discover_one: Callable[[Any], DiscoveryFile],
-    requests: Sequence[Any],
-    workers: int,
-    progress: Callable[[int, int], None],
-) -> list[DiscoveryFile]:
+    discover_one: Callable[[Any], DiscoveryFile], requests: Sequence[Any], workers: int, progress: Progress
+) -> list[Outcome]:
     """Discoveries at several checkpoints, in parallel processes; what is stored already is read.
 
-    Results are written as they come, so that a stopped call goes on where it was.
+    Results are written as they come, so that a stopped call goes on where it was. A checkpoint that fails ends none of
+    the others; the same call looks at it again.
 
     Raises:
         Interrupted: the user stopped.
+        UsageError: for a request that is refused before any checkpoint is done, as all would be.
+        StoreFull: if nothing more can be written.
     """
+    outcomes: dict[int, Outcome] = {}
     try:
         if workers > 1:
-            return _side_by_side(discover_one, requests, workers, progress)
-        found = []
-        for done, request in enumerate(requests, 1):
-            found.append(discover_one(request))
-            progress(done, len(requests))
+            _side_by_side(discover_one, requests, workers, progress, outcomes)
+        else:
+            for index, request in enumerate(requests):
+                _book(outcomes, index, _attempt(discover_one, request), len(requests), progress)
     except KeyboardInterrupt:
         raise Interrupted("stopped; the same command goes on after the checkpoints that are done") from None
-    return found
+    return [outcomes[index] for index in range(len(requests))]
+
+
+def _attempt(discover_one: Callable[[Any], DiscoveryFile], request: Any) -> Outcome:
+    """One discovery, or why there is none; not every error can be sent to another process, so its words are."""
+    try:
+        return discover_one(request)
+    except Interrupted:
+        raise
+    except FAILURES as error:
+        kind = "usage" if isinstance(error, UsageError) else "full" if isinstance(error, StoreFull) else "failed"
+        name = "" if isinstance(error, InterpError) else f"{type(error).__name__}: "
+        return Failed(one_line(f"{name}{error}"), kind)
+
+
+def _book(outcomes: dict[int, Outcome], index: int, outcome: Outcome, of: int, progress: Progress) -> None:
+    """Keep an outcome, or end the call where the others would come to the same."""
+    if isinstance(outcome, Failed):
+        if outcome.kind == "full":
+            raise StoreFull(outcome.reason)
+        if outcome.kind == "usage" and all(isinstance(one, Failed) for one in outcomes.values()):
+            raise UsageError(outcome.reason)
+    outcomes[index] = outcome
+    progress(len(outcomes), of)
 
 
 def _side_by_side(
     discover_one: Callable[[Any], DiscoveryFile],
     requests: Sequence[Any],
     workers: int,
-    progress: Callable[[int, int], None],
-) -> list[DiscoveryFile]:
-    """In several processes; they end with this call, however it ends."""
-    results: dict[int, DiscoveryFile] = {}
+    progress: Progress,
+    outcomes: dict[int, Outcome],
+) -> None:
+    """In several processes. Where one is ended from outside, what it leaves undone is tried again, each alone."""
+    of = len(requests)
+    with closing(_in_pool(discover_one, dict(enumerate(requests)), workers)) as finished:
+        for index, future in finished:
+            if not isinstance(future.exception(), BrokenProcessPool):
+                _book(outcomes, index, future.result(), of, progress)
+    for index in [index for index in range(of) if index not in outcomes]:
+        with closing(_in_pool(discover_one, {index: requests[index]}, 1)) as finished:
+            ((_, future),) = finished
+            broken = isinstance(future.exception(), BrokenProcessPool)
+            ended = Failed("its process was ended from outside, most often for want of memory")
+            _book(outcomes, index, ended if broken else future.result(), of, progress)
+
+
+def _in_pool(
+    discover_one: Callable[[Any], DiscoveryFile], requests: Mapping[int, Any], workers: int
+) -> Iterator[tuple[int, Future[Outcome]]]:
+    """(number, finished future) as they come; the processes end with this iterator, however it ends."""
     others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_prepare)
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(min(workers, len(requests)), mp_context=context, initializer=_prepare)
+    finished = []
     try:
-        waiting = {pool.submit(discover_one, request): index for index, request in enumerate(requests)}
-        for done, future in enumerate(as_completed(waiting), 1):
-            results[waiting[future]] = future.result()
-            progress(done, len(requests))
+        waiting = {pool.submit(_attempt, discover_one, request): index for index, request in requests.items()}
+        for future in as_completed(waiting):
+            finished.append(future)
+            yield waiting[future], future
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         for process in set(multiprocessing.active_children()) - others:
-            if len(results) < len(requests):
+            if len(finished) < len(requests):
                 process.terminate()
             process.join()
-    return [results[index] for index in range(len(requests))]
 
 
 def _prepare() -> None:
@@ -130,9 +194,16 @@ def _prepare() -> None:
     torch.set_num_threads(1)
 
 
-def light(settings: Settings) -> Settings:
-    """Settings for one of many checkpoints: the halves tell what chance changes, so no reruns and fewer controls."""
-    return settings.model_copy(update={"reruns": 0, "controls": min(settings.controls, 20), "halves": True})
+def light(settings: Settings, keep: Collection[str] = ()) -> Settings:
+    """Settings for one of many checkpoints: the halves tell what chance changes, so no reruns and fewer controls.
+
+    Args:
+        keep: names of settings that were asked for and stay, of "reruns" and "controls".
+    """
+    fewer = {"reruns": 0, "controls": min(settings.controls, 20)}
+    return settings.model_copy(
+        update={**{name: value for name, value in fewer.items() if name not in keep}, "halves": True}
+    )
 
 
 def request_for(run: Run, step: int, template: Request) -> Request:
@@ -141,18 +212,43 @@ def request_for(run: Run, step: int, template: Request) -> Request:
 
 
 def follow(
-    run: Run, steps: Sequence[int], template: Request, workers: int, progress: Callable[[int, int], None]
-) -> tuple[list[DiscoveryFile], Trajectory]:
+    run: Run,
+    steps: Sequence[int],
+    template: Request,
+    workers: int,
+    progress: Progress,
+    keep: Collection[str] = (),
+) -> tuple[list[DiscoveryFile | None], Trajectory]:
     """Discoveries at the checkpoints of a run with lighter settings, and what changed between them; both are stored.
+
+    Args:
+        keep: as in `light`.
+
+    Returns:
+        One discovery for each step, None where it failed; the trajectory says why.
 
     Raises:
         Interrupted: the user stopped.
+        InterpError: if every checkpoint failed.
     """
-    settings = light(Settings(**template.settings)).model_dump()
+    settings = light(Settings(**template.settings), keep).model_dump()
     requests = [replace(request_for(run, step, template), settings=settings) for step in steps]
-    found = discover_all(discover_at, requests, workers, progress)
-    story = trajectory(steps, found)
-    keys = [key_of(run, request) for request in requests]
-    name = hashlib.sha256(canonical_json(keys)).hexdigest()[:20]
+    found, story = told(steps, discover_all(discover_at, requests, workers, progress))
+    keys = [None if one is None else key_of(run, request) for request, one in zip(requests, found, strict=True)]
+    name = hashlib.sha256(canonical_json([list(steps), keys])).hexdigest()[:20]
     run.write_analysis(f"{STORY}{name}", trajectory_payload(list(steps), keys, story))
     return found, story
+
+
+def told(steps: Sequence[int], outcomes: Sequence[Outcome]) -> tuple[list[DiscoveryFile | None], Trajectory]:
+    """Discoveries, None where one failed, and their trajectory.
+
+    Raises:
+        InterpError: if every checkpoint failed.
+    """
+    failed = {step: one.reason for step, one in zip(steps, outcomes, strict=True) if isinstance(one, Failed)}
+    found = [None if isinstance(one, Failed) else one for one in outcomes]
+    if len(failed) == len(outcomes):
+        reasons = "; ".join(dict.fromkeys(failed.values()))
+        raise InterpError(f"none of the {len(outcomes)} checkpoints could be looked at: {reasons:.400}")
+    return found, trajectory(steps, found, failed)

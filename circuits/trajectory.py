@@ -1,6 +1,6 @@
 """What a circuit did through training: overlap from checkpoint to checkpoint, births and deaths of edges."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from pydantic import Field
@@ -9,9 +9,12 @@ from circuits.circuit import Circuit
 from circuits.detectors.base import Interval
 from circuits.discovery import overlap
 from circuits.discovery_result import DiscoveryFile, Verdict
+from circuits.gate import NO_BEHAVIOUR
 from interp.config import Frozen
 
 CONSECUTIVE = 3
+PASS: Verdict = "circuit"
+MOST_STEPS = 100_000  # steps listed in a file, over all edges; edges beyond are counted only
 
 
 class TrajectoryPoint(Frozen):
@@ -23,88 +26,133 @@ class TrajectoryPoint(Frozen):
     n_live: int
     retained: Interval | None
     accuracy: float
-    overlap: float | None = Field(description="Jaccard overlap with the circuit before; null: one of them is missing")
+    overlap: float | None = Field(
+        description="Jaccard overlap with the circuit, or candidate, before; null: one of them is missing"
+    )
     split_half: float | None = Field(description="overlap of two halves of the prompts at this checkpoint")
-    changed: bool | None = Field(description="overlap below that of the halves here and before; null: cannot be said")
+    changed: bool | None = Field(
+        description="overlap below that of the halves here and before; null: cannot be said, as of a candidate"
+    )
 
 
 class TrackedEdge(Frozen):
     """One edge of the union over checkpoints."""
 
     edge: str
-    present: list[int] = Field(description="steps at which the circuit holds it")
-    born: int | None = Field(description="first of three consecutive circuits that hold it")
-    died: int | None = Field(description="first of three consecutive circuits without it, after its birth")
+    present: list[int] = Field(description="steps it passes at: the verdict is 'circuit' and the circuit holds it")
+    candidate: list[int] = Field(default_factory=list, description="steps at which a candidate holds it")
+    born: int | None = Field(description="first of three consecutive checkpoints that it passes at")
+    died: int | None = Field(
+        description="after its birth, first of three consecutive checkpoints that are without it: the verdict is "
+        "'circuit' and the circuit lacks it, or there is no behaviour to explain"
+    )
+
+
+class FailedStep(Frozen):
+    """A checkpoint that could not be looked at."""
+
+    step: int
+    reason: str
 
 
 class Trajectory(Frozen):
-    """A circuit through training."""
+    """A circuit through training; in format 1 candidates counted as circuits, and checkpoints without one as deaths."""
 
-    format: Literal[1] = 1
+    format: Literal[1, 2] = 2
     points: list[TrajectoryPoint]
-    edges: list[TrackedEdge]
+    edges: list[TrackedEdge] = Field(description="of the union over checkpoints, in order of birth")
+    n_edges: int | None = Field(None, description="edges of the union, listed or not; null in format 1")
     emerged: int | None = Field(description="first of three consecutive checkpoints with the verdict 'circuit'")
     note: str
+    failed: list[FailedStep] = Field(default_factory=list, description="checkpoints left out, which end every row")
 
 
-def trajectory(steps: Sequence[int], found: Sequence[DiscoveryFile]) -> Trajectory:
+def trajectory(
+    steps: Sequence[int], found: Sequence[DiscoveryFile | None], failed: Mapping[int, str] | None = None
+) -> Trajectory:
     """What changed from checkpoint to checkpoint.
 
-    An edge is born at the first of three consecutive circuits that hold it, and dies at the first of three that lack
-    it. A change between two checkpoints counts only where their overlap is below the overlap of circuits searched on
-    two halves of the prompts at either: what lies inside that band is chance.
+    A checkpoint *passes* with the verdict "circuit", and an edge passes where the circuit of such a checkpoint holds
+    it. An edge is born at the first of three consecutive passes. It dies at the first of three consecutive checkpoints
+    without it: those that pass and whose circuit lacks it, and those without behaviour. A candidate, a search without
+    a faithful circuit and a checkpoint that failed speak neither for an edge nor against it, and end either row.
+
+    A change between two checkpoints that pass counts only where their overlap is below the overlap of circuits
+    searched on two halves of the prompts at either: what lies inside that band is chance.
+
+    Args:
+        found: one for each step; None where the checkpoint could not be looked at.
+        failed: why, by step.
     """
-    circuits = [None if one.circuit is None else one.circuit.circuit() for one in found]
     points, before = [], None
+    circuits = [None if one is None or one.circuit is None else one.circuit.circuit() for one in found]
     for step, one, circuit in zip(steps, found, circuits, strict=True):
-        same = None if circuit is None or before is None else overlap(before[0].kept, circuit.kept)
-        halves = [one.split_half, before[1].split_half] if before is not None else [None]
-        known = same is not None and all(half is not None for half in halves)
-        points.append(
-            TrajectoryPoint(
-                step=step,
-                verdict=one.verdict,
-                n_kept=one.n_kept,
-                n_live=one.n_live,
-                retained=None if one.faithfulness is None else one.faithfulness.retained,
-                accuracy=one.gate.accuracy.value,
-                overlap=same,
-                split_half=one.split_half,
-                changed=same < min(halves) if known else None,
-            )
-        )
-        before = (circuit, one) if circuit is not None else None
-    passed = [one.verdict == "circuit" for one in found]
-    starts = [i for i in range(len(passed) - CONSECUTIVE + 1) if all(passed[i : i + CONSECUTIVE])]
-    churn = sum(point.changed is True for point in points)
-    compared = sum(point.changed is not None for point in points)
-    note = (
-        f"{churn} of {compared} steps between neighbouring circuits change more than two halves of the prompts do."
-        if compared
-        else "No two neighbouring checkpoints both have a circuit, so nothing is said about change."
-    )
+        if one is not None:
+            points.append(_point(step, one, circuit, before))
+        before = None if one is None or circuit is None else (circuit, one)
+    passed = [one is not None and one.verdict == PASS for one in found]
+    emerged = _run_of(passed, True, 0)
+    verdicts = [None if one is None else one.verdict for one in found]
+    edges = tracked(steps, circuits, verdicts)
     return Trajectory(
         points=points,
-        edges=tracked(steps, circuits),
-        emerged=steps[starts[0]] if starts else None,
-        note=note,
+        edges=_listed(edges),
+        n_edges=len(edges),
+        emerged=None if emerged is None else steps[emerged],
+        note=_note(points),
+        failed=[FailedStep(step=step, reason=reason) for step, reason in (failed or {}).items()],
     )
 
 
-def tracked(steps: Sequence[int], circuits: Sequence[Circuit | None]) -> list[TrackedEdge]:
-    """Every edge that some circuit holds, in order of birth; checkpoints without a circuit hold none."""
-    present: dict[str, list[bool]] = {}
+def _point(
+    step: int, one: DiscoveryFile, circuit: Circuit | None, before: tuple[Circuit, DiscoveryFile] | None
+) -> TrajectoryPoint:
+    """One checkpoint beside the one before it, where both have a circuit or a candidate."""
+    same = None if circuit is None or before is None else overlap(before[0].kept, circuit.kept)
+    sure = before is not None and one.verdict == before[1].verdict == PASS
+    halves = [one.split_half, before[1].split_half] if sure else [None]
+    known = same is not None and all(half is not None for half in halves)
+    return TrajectoryPoint(
+        step=step,
+        verdict=one.verdict,
+        n_kept=one.n_kept,
+        n_live=one.n_live,
+        retained=None if one.faithfulness is None else one.faithfulness.retained,
+        accuracy=one.gate.accuracy.value,
+        overlap=same,
+        split_half=one.split_half,
+        changed=same < min(halves) if known else None,
+    )
+
+
+def _note(points: Sequence[TrajectoryPoint]) -> str:
+    churn = sum(point.changed is True for point in points)
+    compared = sum(point.changed is not None for point in points)
+    if compared:
+        return (
+            f"{churn} of {compared} steps from one circuit to the next change more than two halves of the prompts do."
+        )
+    return "No two neighbouring checkpoints both have the verdict 'circuit', so nothing is said about change."
+
+
+def tracked(
+    steps: Sequence[int], circuits: Sequence[Circuit | None], verdicts: Sequence[Verdict | None]
+) -> list[TrackedEdge]:
+    """Every edge that some circuit or candidate holds, in order of birth; see `trajectory` for what a pass is."""
+    holds: dict[str, list[bool]] = {}
     for index, circuit in enumerate(circuits):
         for edge in [] if circuit is None else circuit.edges():
-            present.setdefault(edge, [False] * len(circuits))[index] = True
+            holds.setdefault(edge, [False] * len(circuits))[index] = True
     found = []
-    for edge, row in present.items():
-        born = _run_of(row, True, 0)
-        died = None if born is None else _run_of(row, False, born)
+    for edge, row in holds.items():
+        says = [_says(verdict, here) for verdict, here in zip(verdicts, row, strict=True)]
+        born = _run_of(says, True, 0)
+        died = None if born is None else _run_of(says, False, born)
         found.append(
             TrackedEdge(
                 edge=edge,
-                present=[step for step, here in zip(steps, row, strict=True) if here],
+                present=[step for step, said in zip(steps, says, strict=True) if said],
+                candidate=[step for step, said, here in zip(steps, says, row, strict=True) if here and said is None],
                 born=None if born is None else steps[born],
                 died=None if died is None else steps[died],
             )
@@ -113,9 +161,27 @@ def tracked(steps: Sequence[int], circuits: Sequence[Circuit | None]) -> list[Tr
     return sorted(found, key=lambda one: (last if one.born is None else one.born, one.edge))
 
 
-def _run_of(row: Sequence[bool], value: bool, start: int) -> int | None:
+def _says(verdict: Verdict | None, holds: bool) -> bool | None:
+    """Whether a checkpoint speaks for an edge, against it, or neither."""
+    if verdict == PASS:
+        return holds
+    return False if verdict == NO_BEHAVIOUR else None
+
+
+def _run_of(row: Sequence[bool | None], value: bool, start: int) -> int | None:
     """First place from `start` on where `value` stands three times in a row."""
     for index in range(start, len(row) - CONSECUTIVE + 1):
-        if all(here == value for here in row[index : index + CONSECUTIVE]):
+        if all(here is value for here in row[index : index + CONSECUTIVE]):
             return index
     return None
+
+
+def _listed(edges: Sequence[TrackedEdge]) -> list[TrackedEdge]:
+    """As many as a file has room for, from the first on."""
+    kept, total = [], 0
+    for edge in edges:
+        total += 4 + len(edge.present) + len(edge.candidate)
+        if total > MOST_STEPS:
+            break
+        kept.append(edge)
+    return kept

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 FORMAT = 1
-MAX_BYTES = 16 << 20
+MAX_BYTES = 128 << 20  # few values, as `jsonfile` sees to, but one may be a long text
 MAX_ARRAY_BYTES = 1 << 30
 LONGEST_KEY = 128
 

@@ -1,12 +1,11 @@
 """What `interp export` does with circuits: finds the one meant, writes it in a format, and says what that loses."""
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from circuits.circuit import Circuit
-from circuits.interchange.files import read_object
+from circuits.interchange.files import name_of_files, read_object
 from circuits.interchange.mib import POOLED
 from circuits.interchange.mib_json import circuit_of_mib, write_mib_json
 from circuits.interchange.mib_pt import read_mib_pt, write_mib_pt
@@ -118,5 +117,5 @@ def circuit_of_path(path: Path) -> tuple[Circuit, list[str]]:
 def stem_of(circuit: Circuit) -> str:
     """Beginning of the name of a file: model and step."""
     about = circuit.provenance
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(about.model).stem or "circuit").strip("-.") or "circuit"
+    name = name_of_files(about.model)
     return name if about.step is None else f"{name}-step-{about.step}"

@@ -1,6 +1,7 @@
 """JSON files of other programs and of our own read as plain objects, and written whole or not at all."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from interp.files import disk_errors, read_bytes, replace
 
 MAX_BYTES = 256 << 20  # the edges of a large model as JSON
 MAX_VALUES = 12_000_000  # which keeps what a file becomes in memory within a few GB
+ENDING = re.compile(r"\.(?:pt|pth|ckpt|bin|safetensors|json)$", re.IGNORECASE)
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -58,3 +60,8 @@ def of_type(body: dict[str, Any], key: str, kind: type, where: str) -> Any:
         found = "nothing" if key not in body else type(value).__name__
         raise StoreError(f"{where}: {key}: expected {kind.__name__}, found {found}")
     return value
+
+
+def name_of_files(model: str) -> str:
+    """Name of a model as part of a file name: `Qwen2.5-0.5B` stays, `ckpt.pt` becomes `ckpt`, `a/b` becomes `a-b`."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", ENDING.sub("", model)).strip("-.")[:80] or "model"

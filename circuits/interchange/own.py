@@ -5,13 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from circuits.circuit import Circuit, CircuitFile
+from circuits.circuit_packed import MOST_ENTRIES
 from circuits.interchange.files import write_bytes
 from interp.config import validated
 from interp.errors import StoreError
 from interp.jsonfile import digest_of
 
 FORMAT = 1
-MAX_NODES, MAX_ENTRIES = 20_000, 500_000_000  # heads and MLPs; entries of the mask of a circuit
+FILE, EARLIER = "circuit.json", "earlier-circuit.json"  # in a folder of one model; what a later discovery replaced
+MAX_NODES = 20_000  # heads and MLPs
 KEY = "interp"  # under which our own record travels in files of other formats
 
 
@@ -65,7 +67,7 @@ def _circuit(body: Any, where: str) -> Circuit:
     shape, n_pos = file.shape, file.n_pos or 1
     lists = (shape.heads, shape.kv_heads, shape.mlp, shape.parallel)
     nodes = sum(max(0, heads) for heads in shape.heads) + shape.n_layers
-    if len({len(one) for one in lists}) != 1 or nodes > MAX_NODES or 3 * nodes * nodes * n_pos * n_pos > MAX_ENTRIES:
+    if len({len(one) for one in lists}) != 1 or nodes > MAX_NODES or 3 * nodes * nodes * n_pos * n_pos > MOST_ENTRIES:
         raise StoreError(f"{where}: shape: no model that can be read: {nodes:,} heads and layers, {n_pos} positions")
     return file.circuit()
 

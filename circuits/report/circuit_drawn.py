@@ -51,12 +51,14 @@ class Drawn:
     """A circuit to draw.
 
     Attributes:
+        edges: kept ones; of a very large circuit those with the largest scores.
         positions: labels of the positions; empty for a circuit without positions.
         about: model, step, metric, ablation and the like, as in the file's provenance.
     """
 
     shape: DrawnShape
     edges: tuple[DrawnEdge, ...]
+    n_kept: int
     n_live: int
     positions: tuple[str, ...]
     about: Mapping[str, Any]
@@ -92,6 +94,7 @@ def drawn(circuit: "Circuit | CircuitFile | Mapping[str, Any]") -> Drawn:
     return Drawn(
         shape=DrawnShape(**{name: tuple(shape[name]) for name in names}),
         edges=tuple(_edge(one) for one in data["edges"] if one["kept"]),
+        n_kept=data["n_kept"],
         n_live=data["n_live"],
         positions=labels,
         about=data["provenance"],

@@ -97,7 +97,7 @@ def _words(found: "DiscoveryFile", model: str, step: int | None, around: Backgro
     story, circuits = around.story, sum(one.circuit is not None for _, one in around.series)
     emerged = ""
     if story is not None:
-        emerged = "No three checkpoints in a row have a circuit."
+        emerged = "No three checkpoints in a row have the verdict circuit."
         if story.emerged is not None:
             emerged = f"A circuit from step {count(story.emerged)} on, three checkpoints in a row."
     return _Words(

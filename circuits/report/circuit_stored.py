@@ -8,19 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from circuits.cli_circuit import circuit
-from circuits.interchange.files import of_type
-from circuits.interchange.own import write_circuit
+from circuits.interchange.own import EARLIER, FILE, write_circuit
+from circuits.kept_folder import kept_in, model_of, read_kept, set_aside
 from circuits.report.circuit_page import Background, render_circuit_page
-from circuits.stored import CIRCUIT, FORMAT, StoredCircuit, asked, choose, other_choice, stored_circuits
+from circuits.stored import StoredCircuit, asked, choose, other_choice, stored_circuits
 from circuits.trajectory import trajectory
 from interp.console import note
 from interp.errors import UsageError
 from interp.files import disk_errors, replace
-from interp.jsonfile import read_sealed
 from interp.run import Run
 
-PAGE, FILE, EARLIER = "circuit.html", "circuit.json", "earlier-circuit.json"
-MAX_BYTES = 64 << 20
+PAGE = "circuit.html"
 Commands = Callable[[StoredCircuit], list[tuple[str, str]]]
 
 
@@ -57,7 +55,7 @@ def shelf_of_run(run: Run) -> Shelf:
 
 def holds_circuits(folder: Path) -> bool:
     """Whether a folder has discoveries in it, as `interp circuit MODEL -o FOLDER` leaves them."""
-    return folder.is_dir() and any(folder.glob(f"{CIRCUIT}*.json"))
+    return bool(kept_in(folder))
 
 
 def shelf_of_folder(folder: Path) -> Shelf:
@@ -66,7 +64,7 @@ def shelf_of_folder(folder: Path) -> Shelf:
     Raises:
         StoreError: for a file that is damaged, or newer than this program.
     """
-    found = [_read(path) for path in sorted(folder.glob(f"{CIRCUIT}*.json"))]
+    found = [read_kept(path) for path in kept_in(folder)]
     found = sorted(found, key=lambda one: (one.step, one.saved, one.key))
     newest = max(found, key=lambda one: (one.saved, one.key))
     model = model_of(newest)
@@ -84,22 +82,8 @@ def shelf_of_folder(folder: Path) -> Shelf:
     return Shelf(_named(model, folder), fit, folder, search, commands, others)
 
 
-def model_of(one: StoredCircuit) -> str | None:
-    """Name of the model, from the circuit or from the request; None where an older version left it out."""
-    circuit = one.data.get("circuit") or {}
-    name = circuit.get("provenance", {}).get("model") or one.request.get("model")
-    return None if name is None else str(name)
-
-
 def _named(model: str | None, folder: Path) -> str:
     return model or f"model in {folder.name}"
-
-
-def _read(path: Path) -> StoredCircuit:
-    body = read_sealed(path, newest=FORMAT, limit=MAX_BYTES)
-    kinds = {"step": int, "checkpoint": str, "saved": str, "request": dict, "discovery": dict}
-    given = {name: of_type(body, name, kind, str(path)) for name, kind in kinds.items()}
-    return StoredCircuit(key=path.stem, data=given.pop("discovery"), **given)
 
 
 def stored_circuit(shelf: Shelf, step: int | None, by_position: bool | None = None) -> StoredCircuit:
@@ -130,8 +114,13 @@ def write_circuit_page(shelf: Shelf, main: StoredCircuit, folder: Path | None = 
     """Write circuit.html, and circuit.json where there is a circuit; equal discoveries give equal bytes.
 
     Where there is none, a circuit.json from before is renamed, so that it does not stand for this discovery.
+
+    Raises:
+        UsageError: for a folder that holds discoveries in another model.
     """
     found, folder = main.discovery, folder or shelf.folder
+    if folder.resolve() != shelf.folder.resolve() and holds_circuits(folder):
+        raise UsageError(f"-o {folder}: holds discoveries of its own; give the page of {shelf.name} another folder")
     series = [(one.step, one.discovery) for one in fellows(shelf.stored, main)]
     story = trajectory([step for step, _ in series], [one for _, one in series]) if len(series) > 1 else None
     origin = [("Checkpoint", main.checkpoint), ("Analysis", main.key)]
@@ -143,9 +132,7 @@ def write_circuit_page(shelf: Shelf, main: StoredCircuit, folder: Path | None = 
     if found.circuit is not None:
         write_circuit(folder / FILE, found.circuit)
         files["json"] = folder / FILE
-    elif (folder / FILE).is_file():
-        with disk_errors(folder):
-            (folder / FILE).replace(folder / EARLIER)
+    elif set_aside(folder) is not None:
         note(f"{folder / FILE} held a circuit of another discovery; it is now {EARLIER}")
     return files
 

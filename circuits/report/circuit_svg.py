@@ -156,7 +156,9 @@ def description(data: Drawn) -> str:
     """Size, faithfulness and strongest edges in words."""
     order = sorted(data.pooled.items(), key=lambda item: (-abs(total(item[1])), item[0]))[:8]
     strongest = ", ".join(f"{name} ({decimal(total(places))})" for name, places in order)
-    size = f"{count(len(data.edges))} of {count(data.n_live)} live edges"
+    size = f"{count(data.n_kept)} of {count(data.n_live)} live edges"
+    if len(data.edges) < data.n_kept:
+        size += f", of which the {count(len(data.edges))} strongest are drawn"
     pooled = f", drawn as {count(len(data.pooled))} edges without positions" if data.positions else ""
     kept = ""
     if data.faithfulness is not None:

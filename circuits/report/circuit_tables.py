@@ -176,6 +176,8 @@ def edges(found: "DiscoveryFile") -> Grid:
     left = len(order) - len(rows)
     caption = "Kept edges by size of score, which ranks edges and has no unit"
     caption += f"; {count(left)} smaller ones are in circuit.json." if left else "."
+    if len(data.edges) < data.n_kept:
+        caption += f" Only the {count(len(data.edges))} largest of {count(data.n_kept)} are counted here."
     if data.positions:
         caption += " A score is the sum over the places of an edge; kept again is their mean."
     names = ("edge", "score", "kept again", *(("where",) if data.positions else ()))
@@ -225,8 +227,12 @@ def lives(story: "Trajectory", most: int = 40) -> Grid:
         for edge in born[:most]
     ]
     more = f" {count(len(born) - most)} more are not shown." if len(born) > most else ""
-    caption = f"{count(len(born))} edges are in three circuits in a row; born and died are the first of three.{more}"
-    return Grid(caption, ("edge", "born", "died", "checkpoints"), tuple(rows))
+    caption = (
+        f"{count(len(born))} edges pass at three checkpoints in a row: the verdict is circuit, and the circuit holds "
+        "the edge. Born is the first of these; died is the first of three in a row without it. A candidate speaks "
+        f"neither for an edge nor against it.{more}"
+    )
+    return Grid(caption, ("edge", "born", "died", "passes"), tuple(rows))
 
 
 def provenance(found: "DiscoveryFile", extra: Sequence[tuple[str, str]] = ()) -> list[tuple[str, str]]:

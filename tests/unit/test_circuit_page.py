@@ -133,7 +133,7 @@ def test_checkpoints_share_a_scale_and_show_what_the_others_keep():
     assert text.count('class="edge other"') == 1
     words = " ".join(Tags(text).words)
     assert "step 128" in words
-    assert "No three checkpoints in a row have a circuit." in words
+    assert "No three checkpoints in a row have the verdict circuit." in words
     assert "2 of 45 edges keep 0.970 [0.960, 0.980]" in words
 
 

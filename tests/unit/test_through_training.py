@@ -1,5 +1,6 @@
 """Discoveries through training are stored by content, go on where they stopped, and do not depend on processes."""
 
+import signal
 import subprocess
 import sys
 from contextlib import suppress
@@ -13,8 +14,8 @@ from circuits import through_training
 from circuits.find import Settings
 from circuits.stored import newest_circuit, newest_trajectory, read_circuit, stored_circuits
 from circuits.subject import Prompts
-from circuits.through_training import Request, discover_all, discover_at, follow, key_of, light
-from interp.errors import Interrupted, StoreError
+from circuits.through_training import Failed, Request, discover_all, discover_at, follow, key_of, light
+from interp.errors import InterpError, Interrupted, StoreError, StoreFull, UsageError
 from interp.run import Run
 from tests.unit.runs_with_circuits import LAST, run_with_circuit
 
@@ -98,6 +99,83 @@ def test_a_stopped_call_goes_on_where_it_was(run, monkeypatch):
     found = discover_all(discover_at, requests, 1, lambda done, of: told.append((done, of)))
     assert seen == [LAST] and told == [(1, 3), (2, 3), (3, 3)]
     assert [one.verdict == "no behaviour to explain" for one in found] == [True, False, False]
+
+
+def failing_at(monkeypatch, step: int, error: Exception):
+    """Searches of one step raise from now on; what they raised before is forgotten."""
+    real = through_training.discover
+
+    def discover(subject, *given):
+        if subject.step == step:
+            raise error
+        return real(subject, *given)
+
+    monkeypatch.setattr(through_training, "discover", discover)
+    return lambda: monkeypatch.setattr(through_training, "discover", real)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("out of memory"), StoreError("disk"), ValueError("x")])
+def test_one_checkpoint_that_fails_ends_no_other_and_is_looked_at_again(run, monkeypatch, error):
+    mended = failing_at(monkeypatch, 5, error)
+    told = []
+    found, story = follow(run, STEPS, request(run), 1, lambda done, of: told.append((done, of)))
+    assert [one is None for one in found] == [False, True, False] and told[-1] == (3, 3)
+    name = "" if isinstance(error, StoreError) else f"{type(error).__name__}: "
+    assert [(one.step, one.reason) for one in story.failed] == [(5, f"{name}{error}")]
+    assert newest_trajectory(run) == story
+    mended()
+    seen = counted(monkeypatch)
+    found, story = follow(run, STEPS, request(run), 1, lambda done, of: None)
+    assert seen == [5] and None not in found and not story.failed and newest_trajectory(run) == story
+
+
+def test_a_damaged_checkpoint_is_one_that_fails(run):
+    (weights,) = (run.path / "checkpoints").glob("step-*5/model.safetensors")
+    weights.write_bytes(b"nothing")
+    _, story = follow(run, STEPS, request(run), 1, lambda done, of: None)
+    assert [one.step for one in story.failed] == [5] and "model.safetensors" in story.failed[0].reason
+
+
+def test_where_all_would_fail_alike_the_first_ends_the_call(run, monkeypatch):
+    seen = counted(monkeypatch)
+    with pytest.raises(UsageError, match="99"):
+        follow(run, STEPS, request(run, prompts=Prompts(99, 64)), 1, lambda done, of: None)
+    assert seen == []
+    failing_at(monkeypatch, 0, StoreFull("no room"))
+    with pytest.raises(StoreFull, match="no room"):
+        follow(run, STEPS, request(run), 1, lambda done, of: None)
+
+
+def test_where_every_checkpoint_fails_there_is_no_trajectory(run, monkeypatch):
+    monkeypatch.setattr(through_training, "discover", lambda *given: 1 / 0)
+    with pytest.raises(InterpError, match="none of the 3 checkpoints could be looked at: ZeroDivisionError"):
+        follow(run, STEPS, request(run), 1, lambda done, of: None)
+    assert newest_trajectory(run) is None
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_ends_no_other():
+    requests, told = [0, signal.SIGKILL, 0, 0], []  # each process sends itself the signal; 0 is none
+    found = discover_all(signal.raise_signal, requests, 2, lambda done, of: told.append((done, of)))
+    assert [found[i] for i in (0, 2, 3)] == [None, None, None]
+    assert isinstance(found[1], Failed) and "ended from outside" in found[1].reason and told[-1] == (4, 4)
+
+
+@pytest.mark.slow
+def test_errors_of_other_processes_keep_their_words(run):
+    wrong = [request(run, 77), request(run, 78)]
+    with pytest.raises(UsageError, match=r"unknown checkpoint of run 'solved': '7[78]'"):
+        discover_all(discover_at, wrong, 2, lambda done, of: None)
+
+
+def test_a_story_of_format_1_is_told_again_by_the_present_rule(run):
+    _, story = follow(run, STEPS, request(run), 1, lambda done, of: None)
+    (key,) = (key for key in run.analyses() if key.startswith("circuitpath-"))
+    payload = run.analysis(key)
+    old = {name: value for name, value in payload["trajectory"].items() if name not in ("failed", "n_edges")}
+    old["edges"] = [{"edge": "embed->M0", "present": STEPS, "born": 0, "died": None}]
+    run.write_analysis(key, {**payload, "trajectory": {**old, "format": 1}})
+    assert newest_trajectory(run) == story
 
 
 def test_following_a_run_stores_its_circuits_and_their_story(run):

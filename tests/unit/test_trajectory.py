@@ -1,4 +1,4 @@
-"""Births and deaths take three consecutive circuits; change is measured against two halves of the prompts."""
+"""Births and deaths take three consecutive passes; change is measured against two halves of the prompts."""
 
 import pytest
 import torch
@@ -14,12 +14,18 @@ def holding(*edges: str):
     return circuit(edges=dict.fromkeys(edges, 1.0))
 
 
+WITH = {"x": holding(A, B), ".": holding(B), "c": holding(A, B), "k": holding(B)}
+VERDICTS = {"x": "circuit", ".": "circuit", "c": "candidate", "k": "candidate"}
+VERDICTS |= {"n": "no behaviour to explain", "s": "no faithful circuit", "f": None}
+
+
 def life(pattern: str) -> tuple[int | None, int | None]:
-    """(born, died) of an edge that is there where the pattern has an x."""
+    """(born, died) of an edge: x the circuit holds it, . lacks it; c and k the same of a candidate; n, s: no circuit."""
     steps = STEPS[: len(pattern)]
-    row = [holding(A, B) if here == "x" else holding(B) for here in pattern]
-    (edge,) = (one for one in tracked(steps, row) if one.edge == A)
+    row = [WITH.get(here) for here in pattern]
+    (edge,) = (one for one in tracked(steps, row, [VERDICTS[here] for here in pattern]) if one.edge == A)
     assert edge.present == [step for step, here in zip(steps, pattern, strict=True) if here == "x"]
+    assert edge.candidate == [step for step, here in zip(steps, pattern, strict=True) if here == "c"]
     return edge.born, edge.died
 
 
@@ -33,20 +39,32 @@ def life(pattern: str) -> tuple[int | None, int | None]:
         ("xxx...", (0, 30)),
         (".xxx...", (10, 40)),
         ("xxx..x", (0, None)),
+        ("ccc", (None, None)),  # candidates are no passes
+        ("xxcx", (None, None)),
+        ("ccxxx", (20, None)),
+        ("xxxkkk", (0, None)),  # a candidate without the edge is no death
+        ("xxx.k.", (0, None)),
+        ("xxxccc", (0, None)),
+        ("xxxnnn", (0, 30)),  # without behaviour nothing holds the edge
+        ("xxx.n.", (0, 30)),
+        ("xxxsss", (0, None)),  # a search that found nothing says nothing
+        ("xxfx", (None, None)),  # a checkpoint that failed ends the row
+        ("xxx..f.", (0, None)),
     ],
 )
-def test_an_edge_is_born_and_dies_with_three_circuits_in_a_row(pattern, expected):
+def test_an_edge_is_born_and_dies_with_three_passes_in_a_row(pattern, expected):
     assert life(pattern) == expected
 
 
 def test_checkpoints_without_a_circuit_hold_no_edge():
-    edges = {one.edge: one for one in tracked(STEPS[:4], [None, holding(A), holding(A, C), holding(A)])}
+    row = [None, holding(A), holding(A, C), holding(A)]
+    edges = {one.edge: one for one in tracked(STEPS[:4], row, ["no behaviour to explain", *3 * ["circuit"]])}
     assert edges[A].born == 10 and edges[C].born is None and edges[C].present == [20]
 
 
 def test_edges_come_in_order_of_birth_and_unborn_ones_last():
     row = [holding(B), holding(B, A), holding(B, A, C), holding(B, A)]
-    assert [one.edge for one in tracked(STEPS[:4], row)] == [B, A, C]
+    assert [one.edge for one in tracked(STEPS[:4], row, 4 * ["circuit"])] == [B, A, C]
 
 
 def found(edges: tuple[str, ...] | None, half: float | None = 0.5, verdict: str = "circuit"):
@@ -63,6 +81,33 @@ def test_a_change_counts_only_below_the_overlap_of_two_halves():
     noisy = trajectory(STEPS[:3], [found((A, B, C), 0.9), found((A, B), 0.6), found((A,), 0.9)])
     assert [point.changed for point in noisy.points] == [None, False, True], "the wider band of the two counts"
     assert "1 of 2" in noisy.note
+
+
+def test_a_change_is_said_only_between_two_that_pass():
+    story = trajectory(STEPS[:2], [found((A,), 0.9), found((B,), 0.9, "candidate")])
+    assert story.points[1].overlap == 0.0 and story.points[1].changed is None
+    assert "both have the verdict 'circuit'" in story.note
+
+
+def test_births_and_the_verdicts_of_a_trajectory_go_by_one_rule():
+    row = [found((A,), verdict="candidate"), found((A,)), found((A,)), found((A,)), found((A,), verdict="candidate")]
+    story = trajectory(STEPS[:5], row)
+    assert (story.emerged, [edge.born for edge in story.edges]) == (10, [10])
+    assert (story.edges[0].present, story.edges[0].candidate) == ([10, 20, 30], [0, 40])
+
+
+def test_a_checkpoint_that_failed_is_named_and_ends_every_row():
+    row = [found((A,)), found((A,)), None, found((A,))]
+    story = trajectory(STEPS[:4], row, {20: "no memory"})
+    assert [point.step for point in story.points] == [0, 10, 30]
+    assert story.emerged is None and story.edges[0].born is None and story.points[2].overlap is None
+    assert [(one.step, one.reason) for one in story.failed] == [(20, "no memory")]
+
+
+def test_edges_beyond_what_a_file_holds_are_counted(monkeypatch):
+    monkeypatch.setattr("circuits.trajectory.MOST_STEPS", 12)
+    story = trajectory(STEPS[:3], [found((A, B, C))] * 3)
+    assert story.n_edges == 3 and [edge.edge for edge in story.edges] == [B]
 
 
 def test_without_halves_nothing_is_said_about_change():
