@@ -12,6 +12,7 @@ from circuits.interactions import Interactions, interactions
 from circuits.problem import Problem
 from circuits.pruning import Keeping, joined, order_of, removed, smallest
 from circuits.search.base import Ranking, Search, Tell, larger, normalised, silent
+from circuits.search.exact import both_directions, seconds_each, stronger
 from interp.config import Frozen
 from interp.errors import UsageError
 from interp.registry import load
@@ -27,7 +28,7 @@ class Settings(Frozen):
     method: str = Field("auto", description="auto, or one method of `circuits.search` alone")
     target: float = Field(0.95, gt=0, lt=1, description="share of the model's metric that the circuit has to keep")
     seconds: float = Field(60.0, gt=0, description="processor seconds that one stage may be predicted to take")
-    top_k: int = Field(200, ge=0, description="edges scored exactly after a screening by gradients")
+    top_k: int = Field(200, ge=0, description="edges scored exactly in both directions after a screening")
     controls: int = Field(100, ge=0, description="matched random circuits")
     reruns: int = Field(5, ge=0, description="whole searches on resampled prompts, for stability")
     halves: bool = Field(False, description="search on two halves of the prompts too, to see what chance changes")
@@ -99,9 +100,9 @@ def find_circuit(
     """Search one circuit.
 
     Edges are scored exactly in both directions where that fits the budget, else by EAP-IG (inputs and activations,
-    averaged) with the top ones scored exactly. Gates trained from there refine the ranking. The ranking whose smallest
-    circuit of top edges keeps the target share with the fewest edges is taken, and edges of it are removed exactly
-    while the share holds; both on the parts "score" and "choose". What is not on a path is dropped.
+    averaged), and again with the top ones scored exactly. Gates trained from there refine the ranking. The ranking
+    whose smallest circuit of top edges keeps the target share with the fewest edges is taken, and edges of it are
+    removed exactly while the share holds; both on the parts "score" and "choose". What is not on a path is dropped.
 
     Raises:
         UsageError: if a single method was asked for that does not fit the problem.
@@ -151,16 +152,18 @@ def _score_all(course: _Course) -> None:
         course.rankings["exact"] = load("search", "exact").rank(search)
     elif problem.by_position or problem.ablation != "resample":
         course.notes.append("edges are ranked by masks alone: gradients have no form with positions or without donors")
-    elif course.fits("eap_ig", search):
-        course.rankings["eap_ig"] = _confirmed(course, load("search", "eap_ig").rank(search))
     else:
-        course.rankings["eap"] = _confirmed(course, load("search", "eap").rank(search))
-    warm = next(iter(course.rankings.values())).scores if course.rankings else None
+        name = "eap_ig" if course.fits("eap_ig", search) else "eap"
+        course.rankings[name] = load("search", name).rank(search)
+        if (confirmed := _confirmed(course, course.rankings[name])) is not None:
+            course.rankings["confirmed"] = confirmed
+    best = list(course.rankings.values())[-1:]  # exact as far as it could be
+    warm = best[0].scores if best else None
     steps = _affordable_steps(course, warm)
     if steps:
         course.rankings["masks"] = load("search", "masks").rank(course.search(warm, steps))
-    if len(course.rankings) == 2:
-        course.rankings["average"] = _averaged(course)
+        if best:
+            course.rankings["average"] = _averaged(course, best[0], course.rankings["masks"])
 
 
 def _affordable_steps(course: _Course, warm: Tensor | None) -> int:
@@ -179,38 +182,45 @@ def _affordable_steps(course: _Course, warm: Tensor | None) -> int:
     return STEPS[0]  # without any other ranking the budget gives way
 
 
-def _averaged(course: _Course) -> Ranking:
+def _averaged(course: _Course, *rankings: Ranking) -> Ranking:
     """Mean of the ranks that the methods give, so that no unit dominates."""
     live = course.problem.live
-    ranks = [one.scores[live].abs().argsort().argsort().float() for one in course.rankings.values()]
-    scores = torch.zeros_like(next(iter(course.rankings.values())).scores)
+    ranks = [one.scores[live].abs().argsort().argsort().float() for one in rankings]
+    scores = torch.zeros_like(rankings[0].scores)
     scores[live] = ((torch.stack(ranks).mean(0) + 1) / max(1, int(live.sum()))).to(scores)
-    return Ranking(scores, f"mean rank of {' and '.join(course.rankings)}", "share of live edges ranked below")
+    names = [name for name, one in course.rankings.items() if any(one is other for other in rankings)]
+    return Ranking(scores, f"mean rank of {' and '.join(names)}", "share of live edges ranked below")
 
 
-def _confirmed(course: _Course, ranking: Ranking) -> Ranking:
-    """The top edges of a screening, scored by leaving each out exactly, in front of all others."""
-    problem, part = course.problem, course.problem.parts["score"]
-    allowed = min(course.settings.top_k, 2 * course.runs_allowed(("score",)))  # layers before the edge are not run
-    if allowed < course.settings.top_k:
-        course.notes.append(f"{allowed} edges confirmed exactly, {course.settings.top_k} asked for")
-    order = order_of(ranking.scores, problem.live)[:allowed]
-    if not len(order):
-        return ranking
-    order = order[(order % problem.live.shape[1]).argsort(stable=True)]  # by reader, so that runs share their start
-    runs, exact = part.runs, []
-    size = runs.at_once(problem.live[None].expand(len(order), *problem.live.shape))
-    for number, some in enumerate(order.split(size)):
-        kept = problem.live.flatten().repeat(len(some), 1)
-        kept[torch.arange(len(some)), some] = False
-        exact.append((runs.clean - runs.values(kept.view(-1, *problem.live.shape))).mean(1))
-        course.tell("exact top edges", min((number + 1) * size, len(order)), len(order))
-    scores = normalised(ranking.scores).flatten()
-    lost = normalised(torch.cat(exact))
-    lost = larger(lost, scores[order].to(lost))  # leaving out one edge misses those that stand in for each other
-    scores[order] = torch.where(lost < 0, lost - 1, lost + 1).to(scores)
-    note = f"{ranking.method}, top {len(order)} exactly"
-    return Ranking(scores.view(ranking.scores.shape), note, ranking.kind, ranking.parts)
+def _confirmed(course: _Course, screening: Ranking) -> Ranking | None:
+    """The top edges of a screening scored exactly in both directions; None where the budget has room for none.
+
+    Among them exact effects decide, the larger of noising (misses OR) and denoising (misses AND): a gradient's estimate
+    of an effect has nothing to say where the effect itself is known. All other edges keep the screening's estimate,
+    in the unit of exact effects: times what the confirmed edges are worth for each unit of their estimate. A confirmed
+    edge without an effect so falls behind edges that nobody has run. With all edges confirmed this is exact patching.
+
+    What is lost are edges that single effects miss in both directions (an OR of ANDs) and that gradients on the way
+    between the runs can see: therefore the screening stays a ranking of its own.
+    """
+    problem, search = course.problem, course.search()
+    asked = min(course.settings.top_k, int(problem.live.sum()))
+    allowed = min(asked, int(course.settings.seconds / max(seconds_each(search), 1e-12)))
+    if allowed < asked:
+        course.notes.append(f"{allowed} edges confirmed exactly in both directions, {asked} asked for")
+    if not allowed:
+        return None
+    order = order_of(screening.scores, problem.live)[:allowed]
+    graph, top = search.part.runs.graph, torch.zeros_like(problem.live).flatten()
+    top[order] = True
+    top = top.view(problem.live.shape)
+    found = both_directions(search, [graph.name(*edge) for edge in top.nonzero().tolist()])
+    parts = {direction: effects * top for direction, effects in found.items()}
+    exact, estimate = stronger(search, parts), screening.scores
+    unit = exact.abs().sum() / estimate[top].abs().sum().clamp(min=torch.finfo(estimate.dtype).tiny)
+    kind = "exact effect of the top edges; of the others the estimate, scaled to what those are worth"
+    method = f"{screening.method}, top {allowed} exactly in both directions"
+    return Ranking(torch.where(top, exact, unit * estimate), method, kind, parts)
 
 
 def _interactions(course: _Course, scores: Tensor) -> Interactions | None:

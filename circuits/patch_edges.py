@@ -86,6 +86,7 @@ def patch_edges(
     corrupted: Int[Tensor, "batch pos"] | None = None,
     senders: Sequence[str] | None = None,
     receivers: Sequence[str] | None = None,
+    edges: Sequence[str] | None = None,
     resolve: Resolve = "position",
     **options: Unpack[Options],
 ) -> EdgeResult:
@@ -97,13 +98,15 @@ def patch_edges(
 
     Args:
         senders, receivers: names as in `circuits.graph.edge_graph`; None for all.
+        edges: names of single edges such as `L0.H1->L1.H3.q`, of which those between the senders and receivers are
+            patched; None for all.
         resolve: "position" lets a changed key or value act on all later queries at once; "query" gives each (key
             position, query position) its own effect; "pooled" patches the sender at all positions at once.
 
     Raises:
         UsageError: naming the argument that is wrong.
         NotExpressible: for a model that cannot be written exactly as a Decoder.
-        UnknownName: for a sender or receiver that the model does not have.
+        UnknownName: for a sender, receiver or edge that the model does not have.
     """
     started = time.perf_counter()
     if resolve not in ("position", "query", "pooled"):
@@ -111,7 +114,7 @@ def patch_edges(
     given = Given(**options)
     runs = runs_for(model, as_decoder(model), clean, corrupted, metric, given, trimmed=True)
     graph = edge_graph(runs.decoder)
-    asked = asked_edges(graph, senders, receivers).to(runs.base.final.device)
+    asked = asked_edges(graph, senders, receivers, edges).to(runs.base.final.device)
     n_pos = runs.base.final.shape[1]
     places = {"position": (n_pos, 1), "query": (n_pos, n_pos), "pooled": (1, 1)}[resolve]
     shape = (len(graph.senders), len(graph.receivers), *places)
@@ -141,9 +144,12 @@ def patch_edges(
 
 
 def asked_edges(
-    graph: EdgeGraph, senders: Sequence[str] | None, receivers: Sequence[str] | None
+    graph: EdgeGraph,
+    senders: Sequence[str] | None,
+    receivers: Sequence[str] | None,
+    edges: Sequence[str] | None = None,
 ) -> Bool[Tensor, "sender receiver"]:
-    """Edges between the named nodes."""
+    """Edges between the named nodes, or those of them that are named themselves."""
     asked = graph.exists.clone()
     for kind, wanted, known in (("sender", senders, graph.senders), ("receiver", receivers, graph.receivers)):
         if wanted is None:
@@ -153,7 +159,12 @@ def asked_edges(
             raise UnknownName(kind, unknown[0], known)
         keep = torch.tensor([name in set(wanted) for name in known])
         asked &= keep[:, None] if kind == "sender" else keep
-    return asked
+    if edges is None:
+        return asked
+    named = torch.zeros_like(asked)
+    for edge in edges:
+        named[graph.index(edge)] = True
+    return asked & named
 
 
 @dataclass(frozen=True)

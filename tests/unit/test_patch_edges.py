@@ -189,10 +189,33 @@ def test_chosen_edges_and_small_budgets_change_no_number():
     assert len(some.to_frame()) == 3 * 2 * 6
 
 
+@pytest.mark.parametrize("direction", ["noise", "denoise"])
+@pytest.mark.parametrize("name", ["preset", "grouped"])
+def test_edges_by_name_have_the_effects_that_all_edges_have(name, direction):
+    decoder, metric = small_decoder(name, n_layers=3), logit_diff(positions="all")
+    clean, corrupted = prompts()
+    runs = {"clean": clean, "corrupted": corrupted, "metric": metric, "precision": "fp64", "direction": direction}
+    values = "L2.KV1.v" if name == "grouped" else "L2.H1.v"
+    edges = ["embed->L1.H0.q", f"L0.H1->{values}", "M0->M2", "L1.H1->logits"]
+    for resolve in ("pooled", "position", "query"):
+        whole, some = (
+            patch_edges(decoder, **runs, resolve=resolve),
+            patch_edges(decoder, **runs, edges=edges, resolve=resolve),
+        )
+        assert int(some.asked.sum()) == 4 and some.branches < whole.branches
+        assert not some.effect[:, ~some.asked].any()
+        for edge in edges:
+            assert some.score(edge).any() and (some.score(edge) - whole.score(edge)).abs().max() < 1e-12
+    both = patch_edges(decoder, **runs, edges=edges, receivers=["M2"])
+    assert int(both.asked.sum()) == 1 and both.score("M0->M2").any()
+
+
 def test_unknown_nodes_and_resolutions_are_refused():
     decoder, (clean, corrupted) = small_decoder("preset"), prompts()
     runs = {"clean": clean, "corrupted": corrupted, "metric": logit_diff()}
     with pytest.raises(UnknownName, match=r"L0\.H1"):
         patch_edges(decoder, **runs, senders=["L0.H7"])
+    with pytest.raises(UnknownName, match="M0->L0"):
+        patch_edges(decoder, **runs, edges=["M0->L0.H0.q"])
     with pytest.raises(UsageError, match="resolve"):
         patch_edges(decoder, **runs, resolve="head")

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from circuits.find import Settings, find_circuit
+from circuits.find import Settings, _confirmed, _Course, find_circuit
 from circuits.patch_edges import patch_edges
 from circuits.problem import Part
 from circuits.pruning import Keeping, joined, order_of, removed, smallest, top
 from circuits.search.acdc import divergence, pruned
-from circuits.search.base import Search, larger
+from circuits.search.base import Search, larger, silent
 from circuits.search.masks import open_probability
 from interp.errors import UsageError
 from interp.registry import load, names
@@ -134,19 +134,55 @@ def test_the_pipeline_puts_kept_edges_first_and_names_what_it_left_out():
     assert "exact left out" in tight.notes[0] and set(tight.rankings) == {"eap"}
 
 
-def test_screening_by_gradients_scores_the_top_edges_exactly():
-    from circuits.find import _confirmed, _Course
+@pytest.mark.parametrize("name", ["grouped", "rms swiglu rotary"])
+def test_screening_by_gradients_scores_the_top_edges_exactly_in_both_directions(name):
+    problem = own_problem(name)
+    screened, exact = (load("search", one).rank(Search(problem)) for one in ("eap", "exact"))
+    problem = own_problem(name)  # without the effects that exact patching has left there
+    found = _confirmed(_Course(problem, Settings(top_k=12), silent), screened)
+    first = torch.zeros_like(problem.live).flatten()
+    first[order_of(screened.scores, problem.live)[:12]] = True
+    first = first.view(problem.live.shape)
+    unit = exact.scores.abs().max()
+    for direction in ("noise", "denoise"):
+        assert (found.parts[direction] - exact.parts[direction] * first).abs().max() < 1e-5 * unit
+    assert (found.scores - exact.scores)[first].abs().max() < 1e-5 * unit
+    noise, denoise = (exact.parts[direction].mean(0)[first].abs() for direction in ("noise", "denoise"))
+    assert bool((noise > 1.01 * denoise).any()) and bool((denoise > 1.01 * noise).any()), "either direction decides"
+    others = problem.live & ~first
+    ratio = found.scores[others] / screened.scores[others]
+    assert (ratio / ratio.mean() - 1).abs().max() < 1e-4, "edges that were not confirmed keep the screening's order"
+    share = exact.scores[first].abs().sum() / screened.scores[first].abs().sum()
+    assert float(ratio.mean()) == pytest.approx(float(share), rel=1e-4), "in the unit of exact effects"
 
+
+def test_with_all_edges_confirmed_a_screening_is_exact_patching():
+    problem, exact = own_problem(), load("search", "exact").rank(Search(own_problem()))
+    screened = load("search", "eap").rank(Search(problem))
+    found = _confirmed(_Course(problem, Settings(top_k=10**6), silent), screened)
+    assert bool(problem.live.any()) and (screened.scores - exact.scores).abs().max() > 0.1
+    assert (found.scores - exact.scores).abs().max() < 1e-5 * exact.scores.abs().max()
+
+
+def test_a_budget_for_few_edges_confirms_few_and_says_so(monkeypatch):
     problem = own_problem()
     screened = load("search", "eap").rank(Search(problem))
-    course = _Course(problem, Settings(top_k=6), lambda *a: None)
-    found = _confirmed(course, screened).scores
-    first = order_of(screened.scores, problem.live)[:6]
-    exact = load("search", "exact").rank(Search(problem)).parts["noise"].mean(0).flatten()
-    assert set(order_of(found, problem.live)[:6].tolist()) == set(first.tolist())
-    share = exact[first].abs() / exact[first].abs().max()
-    assert bool((found.flatten()[first].abs() - 1 >= share - 1e-6).all()), "no edge gets less than it costs exactly"
-    assert bool((found.flatten()[first].abs() > 1).all()), "in front of all that were not confirmed"
+    monkeypatch.setattr("circuits.find.seconds_each", lambda search: 1.0)
+    course = _Course(problem, Settings(top_k=10, seconds=4.5), silent)
+    found = _confirmed(course, screened)
+    assert int((found.parts["noise"] != 0).any(0).sum()) == 4
+    assert course.notes == ["4 edges confirmed exactly in both directions, 10 asked for"]
+    none = _Course(problem, Settings(top_k=10, seconds=0.5), silent)
+    assert _confirmed(none, screened) is None and "0 edges confirmed" in none.notes[0]
+
+
+def test_the_screening_stays_a_ranking_beside_its_confirmed_one(monkeypatch):
+    method = load("search", "exact")
+    monkeypatch.setattr(type(method), "predicted_seconds", lambda self, search: 1e9)
+    found = find_circuit(own_problem(), Settings(top_k=5), look_for_interactions=False)
+    assert list(found.rankings) == ["eap_ig", "confirmed", "masks", "average"]
+    assert "confirmed and masks" in found.rankings["average"].method
+    assert "top 5 exactly in both directions" in found.rankings["confirmed"].method
 
 
 def test_nothing_is_found_where_not_even_all_live_edges_suffice():
