@@ -1,22 +1,24 @@
 """Prompt pairs of a controlled task: held-out sequences and donors, with the task's own rule for the answers."""
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Generator, Tensor
 
 from interp.errors import TaskError, UnknownName
-from interp.pairs.alignment import Spans
-from interp.pairs.base import NONE, Pairs, Source
-from interp.tasks._iteration import SPECIALS
+from interp.pairs.base import SHARES, Pairs, Part
+from interp.pairs.mixed import HeldOut, mixed_pairs
+from interp.pairs.parts import dealt, parted
+from interp.pairs.task_rows import other_values, pairs_of_rows
 from interp.tasks.base import Layout, PairBatch, PairFamily, Task
 
 FAMILIES = ("mixed", "input", "state", "clock")
 ROUNDS = 20  # draws before a step is given up that yields too few pairs with another answer
 
-HeldOut = Mapping[int, Int[Tensor, "_sequence _pos"]]
+Taken = dict[tuple[int, ...], Part]  # the part of every prompt so far, clean or corrupted
 
 
 def pairs_of_task(
@@ -30,8 +32,12 @@ def pairs_of_task(
     step: int | None = None,
     wrong: Literal["values", "swap"] = "values",
     donor_lengths: tuple[int, ...] | None = None,
+    shares: Mapping[str, float] | None = None,
 ) -> Pairs:
     """`n` pairs of one length that end where the last state is predicted, with spans BoS, x1.., EoI, s1...
+
+    The held-out sequences are divided into parts first, and pairs are made within each: no sequence is in two parts,
+    neither as clean nor as corrupted prompt. `Pairs.split` keeps these parts.
 
     mixed: clean and corrupted are two held-out sequences, every second donor of another length, so that what the clock
     head reads moves, too; read where each state is predicted. The other families are those of `PairBatch`, spread over
@@ -45,10 +51,13 @@ def pairs_of_task(
             test took its value from the donor (not for mixed).
         donor_lengths: lengths of the mixed donors that are not of the clean length; None: those nearest to it, up to a
             quarter away.
+        shares: part to share, summing to 1; None: a half for score, a quarter each for choose and evaluate.
 
     Raises:
-        TaskError: if there are no such pairs or no held-out sequences; the message says what there is.
+        TaskError: if there are no such pairs or too few held-out sequences; the message says what there is.
+        UsageError: for shares that do not sum to 1.
     """
+    shares = dict(SHARES if shares is None else shares)
     if family not in FAMILIES:
         raise UnknownName("pair family", family, FAMILIES)
     if n < 1:
@@ -56,79 +65,26 @@ def pairs_of_task(
     layout = task.layout(length)
     if not len(held_out.get(length, ())):
         raise TaskError(f"{task.name}: no held-out sequence of length {length}; lower data.train_share or take another")
+    pool, parts = held_out[length], sum(share > 0 for share in shares.values())
+    if 1 < len(pool) < parts or (len(pool) < parts and family != "mixed"):
+        raise TaskError(
+            f"{task.name}: length {length} has {len(pool)} held-out sequences, fewer than the {parts} parts of the "
+            "prompts; lower data.train_share or take another length"
+        )
     settings: dict[str, Any] = {
         "task": task.name,
         "params": task.params.model_dump(mode="json"),
         **{"family": family, "length": length, "n": n, "step": step, "wrong": wrong},
         "seed": generator.initial_seed(),
+        "shares": shares,
     }
     if family == "mixed":
         if step is not None or wrong != "values":
             raise TaskError(f"{task.name}: mixed pairs read every step against all values; leave step and wrong out")
-        return _mixed(task, layout, n, generator, held_out, donor_lengths, settings)
+        return mixed_pairs(task, layout, n, generator, held_out, donor_lengths, shares, settings)
     if donor_lengths is not None:
         raise TaskError(f"{task.name}: donor_lengths are for mixed pairs; {family} pairs take their own donors")
-    return _stepped(task, layout, n, generator, held_out[length], family, step, wrong, settings)
-
-
-def mixed_donor_lengths(task: Task, length: int, held_out: HeldOut) -> tuple[int, ...]:
-    """Other lengths whose held-out sequences cover all columns of the clean prompt, from the nearest on."""
-    width = task.layout(length).queries[-1] + 1
-    possible = [
-        other
-        for other in task.lengths
-        if other != length and len(held_out.get(other, ())) and task.layout(other).n_pos >= width
-    ]
-    return tuple(sorted(possible, key=lambda other: (abs(other - length), other)))
-
-
-def _mixed(
-    task: Task,
-    layout: Layout,
-    n: int,
-    generator: Generator,
-    held_out: HeldOut,
-    donor_lengths: tuple[int, ...] | None,
-    settings: dict[str, Any],
-) -> Pairs:
-    """Pairs of unrelated sequences, every second donor of another length."""
-    pool, length = held_out[layout.length], layout.length
-    possible = mixed_donor_lengths(task, length, held_out)
-    chosen = donor_lengths or tuple(o for o in possible if abs(o - length) <= max(length // 4, 1)) or possible[:1]
-    if not chosen or not set(chosen) <= set(possible):
-        listed = ", ".join(map(str, sorted(possible))) or "none"
-        raise TaskError(
-            f"{task.name}: no mixed pairs at length {length} with donors of lengths {chosen or 'other than it'}; "
-            f"possible donor lengths: {listed}; input pairs need no other length"
-        )
-    if len(pool) < 2:
-        raise TaskError(f"{task.name}: length {length} has a single held-out sequence, mixed pairs need two")
-    width = layout.queries[-1] + 1
-    rounds = -(-n // len(pool))  # every sequence once before any comes again
-    rows = torch.cat([torch.randperm(len(pool), generator=generator) for _ in range(rounds)])[:n]
-    other = (rows + torch.randint(1, len(pool), (n,), generator=generator)) % len(pool)
-    corrupted, lengths = pool[other, :width].clone(), torch.full((n,), length)
-    lengths[1::2] = torch.tensor(chosen)[torch.randint(len(chosen), (n // 2,), generator=generator)]
-    for donor_length in chosen:
-        here = (lengths == donor_length).nonzero().flatten()
-        donors = held_out[donor_length]
-        drawn = torch.randint(len(donors), (len(here),), generator=generator)
-        corrupted[here] = donors[drawn, :width].to(corrupted)
-    queries = torch.tensor(layout.queries)
-    settings = {**settings, "donor_lengths": list(chosen)}
-    clean = pool[rows]
-    answers = clean[:, queries + 1]  # [batch n_read]
-    return _pairs(
-        task,
-        layout,
-        (clean[:, :width], corrupted),
-        queries.expand(n, -1),
-        answers,
-        _other_values(task, answers),
-        rows,
-        tuple(f"donor length {donor_length}" for donor_length in lengths.tolist()),
-        settings,
-    )
+    return _stepped(task, layout, n, generator, pool, family, step, wrong, shares, settings)
 
 
 def _stepped(
@@ -140,34 +96,49 @@ def _stepped(
     family: PairFamily,
     step: int | None,
     wrong: str,
+    shares: Mapping[str, float],
     settings: dict[str, Any],
 ) -> Pairs:
     """Pairs of one family, spread over the steps that have any."""
-    steps = _steps(task, layout.length, family, generator.initial_seed()) if step is None else (step,)
-    shares = [n // len(steps) + (index < n % len(steps)) for index in range(len(steps))]
-    found: list[tuple[PairBatch, Tensor]] = []
-    for t, share in zip(steps, shares, strict=True):
-        found += _of_step(task, layout, t, share, generator, pool, family)
-    if not found:
-        raise TaskError(f"{task.name}: no {family} pair of length {layout.length} changes the answer; use input pairs")
     width = layout.queries[-1] + 1
-    clean = torch.cat([batch.clean[kept, :width] for batch, kept in found])
-    whole = torch.cat([batch.clean[kept] for batch, kept in found])
-    corrupted = torch.cat([_covering(batch.donor[kept], width) for batch, kept in found])
-    answers = torch.cat([batch.clean_answer[kept] for batch, kept in found])[:, None]  # [batch 1]
-    swapped = torch.cat([batch.swap_answer[kept] for batch, kept in found])[:, None, None]  # [batch 1 1]
-    position = torch.cat([torch.full((len(kept), 1), batch.query) for batch, kept in found])
-    return _pairs(
+    steps = _steps(task, layout.length, family, generator.initial_seed()) if step is None else (step,)
+    inside = {name: pool[rows] for name, rows in parted(len(pool), None, generator, shares).items()}
+    taken: Taken = {tuple(row[:width]): name for name, some in inside.items() for row in some.tolist()}
+    order, found = dealt(n, shares), []
+    for index, t in enumerate(steps):
+        for name, some in Counter(order[index :: len(steps)]).items():
+            batches = _of_step(task, layout, t, some, generator, inside[name], family, name, taken)
+            found += [(batch, kept, name) for batch, kept in batches]
+    _require_parts(task, layout.length, family, set(order), {name for _, _, name in found})
+    clean = torch.cat([batch.clean[kept, :width] for batch, kept, _ in found])
+    whole = torch.cat([batch.clean[kept] for batch, kept, _ in found])
+    corrupted = torch.cat([_covering(batch.donor[kept], width) for batch, kept, _ in found])
+    answers = torch.cat([batch.clean_answer[kept] for batch, kept, _ in found])[:, None]  # [batch 1]
+    swapped = torch.cat([batch.swap_answer[kept] for batch, kept, _ in found])[:, None, None]  # [batch 1 1]
+    position = torch.cat([torch.full((len(kept), 1), batch.query) for batch, kept, _ in found])
+    return pairs_of_rows(
         task,
         layout,
         (clean, corrupted),
         position,
         answers,
-        _other_values(task, answers) if wrong == "values" else swapped,
+        other_values(task, answers) if wrong == "values" else swapped,
         torch.unique(whole, dim=0, return_inverse=True)[1],
-        tuple(f"step {batch.t}" for batch, kept in found for _ in range(len(kept))),
+        tuple(f"step {batch.t}" for batch, kept, _ in found for _ in range(len(kept))),
+        tuple(name for _, kept, name in found for _ in range(len(kept))),
         settings,
     )
+
+
+def _require_parts(task: Task, length: int, family: str, wanted: set[Part], found: set[Part]) -> None:
+    """Raise TaskError if no part, or not every part, has a pair."""
+    if not found:
+        raise TaskError(f"{task.name}: no {family} pair of length {length} changes the answer; use input pairs")
+    if missing := sorted(wanted - found):
+        raise TaskError(
+            f"{task.name}: no {family} pair of length {length} for part {missing[0]!r} whose donor is in no other "
+            "part; take a longer length"
+        )
 
 
 def _steps(task: Task, length: int, family: PairFamily, seed: int) -> tuple[int, ...]:
@@ -190,16 +161,30 @@ def _steps(task: Task, length: int, family: PairFamily, seed: int) -> tuple[int,
 
 
 def _of_step(
-    task: Task, layout: Layout, t: int, n: int, generator: Generator, pool: Tensor, family: PairFamily
+    task: Task,
+    layout: Layout,
+    t: int,
+    n: int,
+    generator: Generator,
+    pool: Tensor,
+    family: PairFamily,
+    part: Part,
+    taken: Taken,
 ) -> list[tuple[PairBatch, Tensor]]:
-    """Batches of one step with the rows to keep: `n` whose swap changes the answer, fewer where it rarely does."""
+    """Batches of one step with the rows to keep: `n` whose swap changes the answer, fewer where it rarely does.
+
+    Donors are of the same part as their clean sequence, and are noted in `taken`.
+    """
     found: list[tuple[PairBatch, Tensor]] = []
     missing = n
     for _ in range(ROUNDS):
         if not missing:
             break
         batch = task.pairs(family, layout.length, t, n=missing, generator=generator, clean=pool)
-        kept = batch.differs.nonzero().flatten()[:missing]
+        donors = _covering(batch.donor, layout.queries[-1] + 1).tolist()
+        free = torch.tensor([taken.get(tuple(donor), part) == part for donor in donors])
+        kept = (batch.differs.cpu() & free).nonzero().flatten()[:missing]
+        taken |= {tuple(donors[row]): part for row in kept.tolist()}
         missing -= len(kept)
         if len(kept):
             found.append((batch, kept))
@@ -210,51 +195,3 @@ def _covering(donor: Int[Tensor, "batch donor_pos"], width: int) -> Int[Tensor, 
     """The first `width` columns; a shorter donor is continued by its last token, after all that is read."""
     missing = width - donor.shape[1]
     return torch.cat([donor, donor[:, -1:].expand(-1, missing)], 1) if missing > 0 else donor[:, :width]
-
-
-def _other_values(task: Task, answers: Int[Tensor, "batch n_read"]) -> Int[Tensor, "batch n_read n_wrong"]:
-    """For each answer, every other value of the task."""
-    named = enumerate(task.vocabulary.tokens)
-    values = torch.tensor([token for token, name in named if name not in SPECIALS], device=answers.device)
-    different: Bool[Tensor, "batch n_read value"] = values != answers[..., None]
-    last = len(task.vocabulary)
-    spread = torch.where(different, values, last).sort(-1).values[..., : int(different.sum(-1).max())]
-    return torch.where(spread < last, spread, NONE)
-
-
-def _spans(layout: Layout, width: int) -> Spans:
-    """A name for each column: BoS, x1.., EoI, s1..."""
-    named = {"BoS": 0, "EoI": layout.eoi}
-    named |= {f"x{number}": column for number, column in enumerate(layout.inputs, 1)}
-    named |= {f"s{number}": column for number, column in enumerate(layout.states, 1)}
-    return {name: (column, column + 1) for name, column in named.items() if column < width}
-
-
-def _pairs(
-    task: Task,
-    layout: Layout,
-    runs: tuple[Tensor, Tensor],
-    position: Int[Tensor, "batch n_read"],
-    answers: Int[Tensor, "batch n_read"],
-    wrong: Int[Tensor, "batch n_read n_wrong"],
-    unit: Int[Tensor, "batch"],
-    group: tuple[str, ...],
-    settings: dict[str, Any],
-) -> Pairs:
-    """The pairs, all of one length."""
-    clean, corrupted = runs
-    return Pairs(
-        clean=clean,
-        corrupted=corrupted,
-        mask=torch.ones_like(clean, dtype=torch.bool),
-        position=position.to(clean.device),
-        answers=answers[..., None],
-        wrong=wrong,
-        unit=unit.to(clean.device),
-        d_vocab=len(task.vocabulary),
-        spans=(_spans(layout, clean.shape[1]),) * len(clean),
-        group=group,
-        part=("",) * len(clean),
-        names=dict(enumerate(task.vocabulary.tokens)),
-        source=Source(kind="task", bos="task", settings=settings),
-    )

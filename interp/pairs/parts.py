@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 import torch
+from jaxtyping import Int
+from torch import Generator, Tensor
 
 from interp.errors import UsageError
 from interp.rng import generator
@@ -20,8 +22,7 @@ def divided(
     Raises:
         UsageError: if shares are negative or do not sum to 1, or if a part would get no unit.
     """
-    if any(share < 0 for share in shares.values()) or abs(sum(shares.values()) - 1) > 1e-9:
-        raise UsageError(f"shares {dict(shares)}: expected numbers of at least 0 that sum to 1")
+    _require_shares(shares)
     strata: dict[int, set[str]] = {}
     for unit, group in zip(units, groups, strict=True):
         strata.setdefault(unit, set()).add(group)
@@ -34,10 +35,7 @@ def divided(
         inside = open_units[stratum]
         stream = generator(seed, "split", *stratum)
         for place in torch.randperm(len(inside), generator=stream).tolist():
-            dealt = 1 + sum(counts.values())
-            part = max(shares, key=lambda name: shares[name] * dealt - counts[name])
-            given[inside[place]] = part
-            counts[part] += 1
+            given[inside[place]] = _next(shares, counts)
     empty = [part for part, share in shares.items() if share and not counts[part]]
     if empty:
         raise UsageError(
@@ -45,3 +43,41 @@ def divided(
             "give more sequences, or fewer parts"
         )
     return tuple(given[unit] for unit in units)
+
+
+def parted(
+    n: int, first: Int[Tensor, "some"] | None, generator: Generator, shares: Mapping[str, float]
+) -> dict[str, Int[Tensor, "some"]]:
+    """Sequences 0 to n - 1 by part, in order; the `first` ones are divided by themselves, so that each part has some.
+
+    Raises:
+        UsageError: for shares that do not sum to 1, or fewer sequences than parts.
+    """
+    used = set() if first is None else set(first.tolist())
+    seed = int(torch.randint(2**31, (1,), generator=generator))
+    found = divided(range(n), ["used" if row in used else "not used" for row in range(n)], [""] * n, seed, shares)
+    return {name: torch.tensor([row for row in range(n) if found[row] == name]) for name in shares if shares[name]}
+
+
+def dealt(n: int, shares: Mapping[str, float]) -> tuple[str, ...]:
+    """The part of each of n prompts in turn, so that any number of first ones has its shares to about one.
+
+    Raises:
+        UsageError: if shares are negative or do not sum to 1.
+    """
+    _require_shares(shares)
+    counts = dict.fromkeys(shares, 0)
+    return tuple(_next(shares, counts) for _ in range(n))
+
+
+def _next(shares: Mapping[str, float], counts: dict[str, int]) -> str:
+    """The part that is furthest behind its share, which is counted."""
+    total = 1 + sum(counts.values())
+    part = max(shares, key=lambda name: shares[name] * total - counts[name])
+    counts[part] += 1
+    return part
+
+
+def _require_shares(shares: Mapping[str, float]) -> None:
+    if any(share < 0 for share in shares.values()) or abs(sum(shares.values()) - 1) > 1e-9:
+        raise UsageError(f"shares {dict(shares)}: expected numbers of at least 0 that sum to 1")

@@ -7,7 +7,9 @@ import torch
 
 from interp.config import DataConfig
 from interp.errors import TaskError, UnknownName
-from interp.pairs.from_task import mixed_donor_lengths, pairs_of_task
+from interp.pairs.base import PARTS
+from interp.pairs.from_task import pairs_of_task
+from interp.pairs.mixed import mixed_donor_lengths
 from interp.rng import generator
 from interp.tasks._load import build_task
 
@@ -61,7 +63,9 @@ def test_every_second_mixed_donor_has_another_length():
     task = build_task("polynomial", {})
     eoi = task.vocabulary.id("EoI")
     columns = (pairs.corrupted == eoi).int().argmax(1)
-    assert bool((columns[0::2] == 9).all()) and not bool((columns[1::2] == 9).any())
+    for part in PARTS:
+        here = columns[torch.tensor([each == part for each in pairs.part])]
+        assert bool((here[0::2] == 9).all()) and not bool((here[1::2] == 9).any())
     assert Counter(pairs.group) == Counter(f"donor length {int(column) - 1}" for column in columns)
     assert set(pairs.group) == {"donor length 7", "donor length 8", "donor length 9", "donor length 10"}
 
@@ -86,6 +90,52 @@ def test_prompts_of_one_sequence_are_one_unit_and_never_their_own_donor(family):
     assert len(owners) == 3 and all(len(rows) == 1 for rows in owners.values())
     assert len(set.union(*owners.values())) == 3
     assert not (pairs.clean == pairs.corrupted).all(1).any()
+
+
+@pytest.mark.parametrize("family", ["mixed", "input", "state", "clock"])
+@pytest.mark.parametrize(
+    ("name", "length", "per_length"), [("polynomial", 8, 64), ("polynomial", 2, 64), ("parity", 6, 32)]
+)
+def test_no_sequence_is_in_two_parts_clean_or_corrupted(name, length, per_length, family):
+    task = build_task(name, {})
+    pairs = pairs_of_task(task, length, 96, generator(0, "x"), held_out(task, per_length), family=family).split(5)
+    seen = {
+        part: {
+            tuple(row)
+            for tokens in (pairs.clean, pairs.corrupted)
+            for row, each in zip(tokens.tolist(), pairs.part, strict=True)
+            if each == part
+        }
+        for part in PARTS
+    }
+    assert all(seen.values()) and set(pairs.part) == set(PARTS)
+    for one, other in (("score", "choose"), ("score", "evaluate"), ("choose", "evaluate")):
+        assert not seen[one] & seen[other], (one, other)
+
+
+@pytest.mark.parametrize("family", ["mixed", "input"])
+def test_parts_have_their_shares_of_prompts_and_each_part_its_own_sequences(family):
+    pairs = made(n=64, family=family)
+    counts = Counter(pairs.part)
+    assert (counts["score"], counts["choose"], counts["evaluate"]) == (32, 16, 16)
+    whole = made(n=64, family=family, shares={"score": 1.0})
+    assert set(whole.part) == {"score"}
+    few = made(n=4, family=family)
+    assert set(few.part) == set(PARTS), "of a few prompts too"
+
+
+def test_a_part_with_a_single_sequence_takes_donors_of_other_lengths():
+    task = build_task("polynomial", {})
+    few = {length: tokens[:3] for length, tokens in held_out(task).items()}
+    pairs = pairs_of_task(task, 8, 12, generator(0, "x"), few)
+    assert "donor length 8" not in pairs.group and sorted(Counter(pairs.part).values()) == [4, 4, 4]
+
+
+def test_input_pairs_whose_donors_are_all_taken_are_refused():
+    task = build_task("parity", {})
+    every = {3: task.encode(torch.cartesian_prod(*3 * [torch.tensor([3, 4])]))}
+    with pytest.raises(TaskError, match=r"no input pair of length 3 for part '.*' whose donor is in no other part"):
+        pairs_of_task(task, 3, 12, generator(0, "x"), every, family="input", step=0)
 
 
 def test_columns_are_named_by_the_layout():
@@ -179,6 +229,11 @@ REFUSED = {
     ),
     "state of one step": ({"length": 1, "family": "state"}, TaskError, "no state pair at t=0; length 1 has no t"),
     "step outside": ({"family": "input", "step": 8}, TaskError, "no input pair at t=8; length 8 has t from 0 to 7"),
+    "two sequences for three parts": (
+        {"name": "parity", "length": 2},
+        TaskError,
+        "parity: length 2 has 2 held-out sequences, fewer than the 3 parts of the prompts; lower data.train_share",
+    ),
     "two sequences": ({"name": "parity", "length": 1}, TaskError, "parity: length 1 has a single held-out sequence"),
 }
 
