@@ -251,7 +251,7 @@ def whole(subject: Subject, settings: Settings, tell: Callable[[str, int, int], 
 def shown(what: str, done: int, of: int) -> None:
     """Progress as lines."""
     if done in (0, of):
-        print(f"{time.process_time():8.1f} s  {what} {done} of {of}", flush=True)
+        print(f"{time.process_time():8.1f} s  {peak_gib():5.2f} GiB  {what} {done} of {of}", flush=True)
 
 
 def gpt2_part(arguments: argparse.Namespace) -> dict[str, Any]:

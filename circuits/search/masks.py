@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuits.engine.plan import forward_flops, product_speed
-from circuits.masked import MaskedRuns
+from circuits.masked import CHUNK_BYTES, MaskedRuns
 from circuits.metrics import KL
 from circuits.search.base import Ranking, Search
 from interp.rng import generator
@@ -52,7 +52,7 @@ class Masks:
         return runs.max_bytes // max(1, 10 * runs.bytes_each(search.problem.by_position))
 
     def prices(self, search: Search) -> tuple[float, ...]:
-        """All prices, or as many from the middle as the memory budget has room for, at least one."""
+        """All prices; of large models as many from the middle as would fit the memory side by side, since runs are dear."""
         fit = self.circuits_at_once(search)
         return PRICES if fit >= len(PRICES) else PRICES[1:3] if fit > 1 else PRICES[1:2]
 
@@ -75,24 +75,39 @@ def start(search: Search) -> Tensor:
 
 def trained(runs: MaskedRuns, live: Tensor, logits: Tensor, prices: tuple[float, ...], search: Search) -> Tensor:
     """Open probability of each gate at each price, [price edge]."""
-    theta = logits.expand(len(prices), -1).clone().requires_grad_()
+    theta = logits.expand(len(prices), -1).clone()
     moments = torch.zeros(2, *theta.shape).to(theta)
-    price = theta.new_tensor(prices)
-    places, stream = live.nonzero(as_tuple=True), generator(search.seed, "masks")
+    price, stream = theta.new_tensor(prices), generator(search.seed, "masks")
     empty = distances(runs, runs.run(theta.new_zeros(1, *live.shape)))[:, 0].detach()
+    together = max(1, CHUNK_BYTES // runs.bytes_each(search.problem.by_position))  # more are not faster, only larger
     for step in range(search.steps):
         noise = torch.rand(theta.shape, generator=stream).to(theta).clamp(1e-6, 1 - 1e-6)
-        gate = torch.sigmoid((theta + noise.logit()) * SHARPNESS)
-        gate = (gate * (STRETCH[1] - STRETCH[0]) + STRETCH[0]).clamp(0, 1)
-        kept = theta.new_zeros(len(prices), *live.shape).index_put(
-            (torch.arange(len(prices))[:, None], *(axis[None] for axis in places)), gate
-        )
-        loss = (distances(runs, runs.run(kept)) / empty[:, None]).mean(0) + price * open_probability(theta).mean(1)
-        (slope,) = torch.autograd.grad(loss.sum(), theta)
+        pieces = zip(*(x.split(together) for x in (theta, noise.logit(), price)), strict=True)
+        slope = torch.cat([gradient(runs, live, some, empty, *others) for some, *others in pieces])
         moments, change = adam(moments, slope, step)
-        theta = (theta.detach() - RATE * change).requires_grad_()
+        theta = theta - RATE * change
         search.tell("masks", step + 1, search.steps)
-    return open_probability(theta.detach())
+    return open_probability(theta)
+
+
+def gradient(
+    runs: MaskedRuns,
+    live: Tensor,
+    theta: Float[Tensor, "price edge"],
+    empty: Float[Tensor, "two"],
+    noise: Float[Tensor, "price edge"],
+    price: Float[Tensor, "price"],
+) -> Float[Tensor, "price edge"]:
+    """Gradient of the loss at each price for gates drawn with the noise's logits."""
+    theta = theta.detach().requires_grad_()
+    gate = torch.sigmoid((theta + noise) * SHARPNESS)
+    gate = (gate * (STRETCH[1] - STRETCH[0]) + STRETCH[0]).clamp(0, 1)
+    places = live.nonzero(as_tuple=True)
+    kept = theta.new_zeros(len(price), *live.shape).index_put(
+        (torch.arange(len(price))[:, None], *(axis[None] for axis in places)), gate
+    )
+    loss = (distances(runs, runs.run(kept)) / empty[:, None]).mean(0) + price * open_probability(theta).mean(1)
+    return torch.autograd.grad(loss.sum(), theta)[0]
 
 
 def adam(

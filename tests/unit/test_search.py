@@ -75,6 +75,18 @@ def test_a_mask_at_a_high_price_closes_and_at_a_low_one_opens(monkeypatch):
     assert 0 < float(open_probability(torch.tensor(-9.0))) < 0.01
 
 
+@pytest.mark.parametrize("by_position", [False, True])
+def test_masks_trained_one_price_at_a_time_are_those_of_all_prices_at_once(monkeypatch, by_position):
+    from circuits.search import masks
+
+    problem, found = own_problem(by_position=by_position), []
+    for chunk in (1, 1 << 40):
+        monkeypatch.setattr(masks, "CHUNK_BYTES", chunk)
+        found.append(load("search", "masks").rank(Search(problem, steps=5)).parts["gates"])
+    assert found[0].shape[0] == len(masks.PRICES)
+    assert float((found[0] - found[1]).abs().max()) <= 1e-4
+
+
 def test_masks_repeat_with_their_seed():
     problem, method = own_problem(), load("search", "masks")
     first, again, other = (method.rank(Search(problem, seed=seed, steps=5)).scores for seed in (1, 1, 2))
