@@ -52,7 +52,7 @@ class Masks:
         return runs.max_bytes // max(1, 10 * runs.bytes_each(search.problem.by_position))
 
     def prices(self, search: Search) -> tuple[float, ...]:
-        """All prices; of large models as many from the middle as would fit the memory side by side, since runs are dear."""
+        """All prices; of large models as many from the middle as fit the memory side by side: their runs are dear."""
         fit = self.circuits_at_once(search)
         return PRICES if fit >= len(PRICES) else PRICES[1:3] if fit > 1 else PRICES[1:2]
 
