@@ -16,7 +16,7 @@ from circuits.discovery_result import DiscoveryFile, RankingSummary, Stability
 from circuits.find import Found, Settings, find_circuit
 from circuits.gate import NO_BEHAVIOUR, behaviour
 from circuits.graph import shape_of
-from circuits.judge import Judgement, judged
+from circuits.judge import Judgement, judged, require_effect
 from circuits.problem import Problem
 from circuits.search.base import Tell, silent
 from circuits.subject import Subject, example_of
@@ -25,6 +25,7 @@ from interp.rng import generator
 
 RERUN_STAGES = 3  # stages' worth of processor time that whole searches on resampled prompts may take
 WIDEST = 0.5  # of the interval of the share kept, for a verdict
+GATED = {"evaluate": "that evaluate", "score": "that rank edges", "choose": "that choose the size"}
 FEWEST = 19  # random circuits with which the smallest p is .05
 LIMITS = (
     "Edges are ranked and the size is chosen on other prompts than the faithfulness is measured on.",
@@ -51,18 +52,19 @@ def discover(
 ) -> tuple[DiscoveryFile, Circuit | None]:
     """Look for the circuit of a problem, and say how sure that is.
 
-    Without behaviour beyond its interval no ratio is computed and no circuit looked for.
+    Without behaviour beyond its interval, on each part of the prompts, no ratio is computed and no circuit looked for.
 
     Raises:
         UsageError: for prompts or a method that do not fit.
     """
     stages = Stages()
     with stages.of("runs and gate"):
-        gates = [behaviour(problem.parts[name]) for name in ("evaluate", "score")]
-    gate = next((one for one in gates if not one.passed), gates[0])
+        gates = {name: behaviour(problem.parts[name]) for name in GATED}
+    part, gate = next(((name, one) for name, one in gates.items() if not one.passed), ("", gates["evaluate"]))
     if not gate.passed:
-        headline = f"{NO_BEHAVIOUR.capitalize()}: {gate.reason}."
+        headline = f"{NO_BEHAVIOUR.capitalize()}: {gate.reason}, on the prompts {GATED[part]}."
         return _file(NO_BEHAVIOUR, headline, gate, settings, stages), None
+    require_effect(problem, settings)
     with stages.of("search"):
         found = find_circuit(problem, settings, tell)
     circuit = circuit_of(subject, problem, settings, found)

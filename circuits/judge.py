@@ -8,6 +8,7 @@ from torch import Tensor
 
 from circuits.circuit_tests import completeness, equivalence, independence, minimality
 from circuits.controls import Control, control_sets
+from circuits.detectors.base import Interval
 from circuits.discovery_result import ControlSummary, CurvePoint, Faithfulness, TestSummary
 from circuits.faithfulness import (
     Curve,
@@ -41,7 +42,11 @@ class Judgement:
 
 
 def judged(problem: Problem, found: Found, settings: Settings, tell: Tell, n_edges: int) -> Judgement:
-    """Faithfulness, controls and tests of a found circuit on the part "evaluate"."""
+    """Faithfulness, controls and tests of a found circuit on the part "evaluate".
+
+    Raises:
+        UsageError: as `require_effect` does.
+    """
     part = problem.parts["evaluate"]
     stream = generator(settings.seed, "judge")
     values = part.runs.values(torch.stack((found.kept, problem.live & ~found.kept)))
@@ -64,13 +69,29 @@ def judged(problem: Problem, found: Found, settings: Settings, tell: Tell, n_edg
     return Judgement(faithfulness, summaries, tests)
 
 
+def require_effect(problem: Problem, settings: Settings) -> None:
+    """Check before any search that the share kept can be computed at its end.
+
+    Raises:
+        UsageError: if on the held-out prompts clean minus ablated may be 0, so that every share of it would be noise.
+    """
+    part = problem.parts["evaluate"]
+    _retained(part, part.runs.clean, generator(settings.seed, "judge"))
+
+
+def _retained(part: Part, values: Float[Tensor, "prompt"], stream: torch.Generator) -> Interval:
+    runs = part.runs
+    kept = retained(values, runs.clean, runs.ablated, part.pairs.unit, stream)
+    if kept is None:
+        raise UsageError("pairs: on the held-out prompts the metric may not differ between clean and ablated run")
+    return kept
+
+
 def _faithfulness(
     problem: Problem, part: Part, found: Found, values: Tensor, n_edges: int, stream: torch.Generator
 ) -> Faithfulness:
     runs, n_live = part.runs, int(problem.live.sum())
-    kept = retained(values, runs.clean, runs.ablated, part.pairs.unit, stream)
-    if kept is None:
-        raise UsageError("pairs: on the held-out prompts the metric may not differ between clean and ablated run")
+    kept = _retained(part, values, stream)
     heavy = runs.bytes_each(problem.by_position) > HEAVY_BYTES
     sizes = sorted({max(1, round(share * n_live)) for share in FEW}) if heavy else sizes_for(n_live)
     found_curve = curve(runs, found.scores, problem.live, sizes)
@@ -125,13 +146,15 @@ def _summary(part: Part, control: Control, share: float, tell: Tell) -> ControlS
 
 @torch.no_grad()
 def attention_mass(part: Part) -> Float[Tensor, "layer head q_pos k_pos"]:
-    """Mean attention over the clean prompts."""
-    decoder, runs = part.problem.decoder, part.runs
-    x, found = decoder.embed(runs.prompts.base), []
+    """Mean attention of each query over the clean prompts that have it; 0 where none does."""
+    decoder, prompts = part.problem.decoder, part.runs.prompts
+    x, found = decoder.embed(prompts.base), []
+    real = torch.arange(x.shape[1], device=x.device) < prompts.lengths[:, None]  # [batch q_pos]
+    weight = (real / real.sum(0).clamp(min=1)).to(x)
     for layer in decoder.layers:
         y = normed(layer.ln1, x)
         z, pattern = attend(layer.attn, *qkv(layer, y))
-        found.append(pattern.mean(0))
+        found.append(torch.einsum("bhqk,bq->hqk", pattern, weight))
         out = z.flatten(-2) @ layer.attn.W_O.flatten(0, 1)
         out = out if layer.attn.b_O is None else out + layer.attn.b_O
         mid = (y if layer.adds_to_normed else x) + out

@@ -54,8 +54,12 @@ class Problem:
 
     @cached_property
     def live(self) -> Bool[Tensor, "sender receiver *place"]:
-        """Edges that are live in some part."""
-        found = [live_edges(part.runs, self.by_position) for part in self.parts.values()]
+        """Edges that are live on the prompts that a search sees, those of "score" and "choose".
+
+        Held-out prompts decide nothing, not even the denominator of a circuit's share of live edges. An edge that is
+        live on them alone is in no circuit and no control, and the model that shares are measured against has it.
+        """
+        found = [live_edges(self.parts[name].runs, self.by_position) for name in ("score", "choose")]
         return torch.stack(found).any(0)
 
     @property

@@ -1,5 +1,7 @@
 """Hypothesis tests about circuits reject where they should, and say what was not tested."""
 
+from math import comb
+
 import pytest
 import torch
 
@@ -56,20 +58,67 @@ def test_minimality_compares_weak_edges_with_random_ones(problem, part, found):
     assert result.n == min(EDGES, int(kept.sum())) and 0 <= result.statistic <= 1 and 0 < result.p_value <= 1
 
 
-def test_minimality_without_a_random_edge_is_not_tested(part, found):
+class Added:
+    """Runs of a model in which each kept edge adds its weight to the metric of every prompt."""
+
+    def __init__(self, weights: torch.Tensor):
+        self.weights, self.ablated = weights, torch.zeros(2)
+        self.clean = self.ablated + weights.sum()
+
+    def values(self, kept: torch.Tensor) -> torch.Tensor:
+        return (kept * self.weights).sum((1, 2))[:, None].expand(-1, 2)
+
+
+def added(kept: list[float], random: list[float]) -> tuple[Added, torch.Tensor, tuple[torch.Tensor, ...]]:
+    """A circuit of edges with some weights, and random circuits that each add one edge of a weight to it."""
+    weights = torch.tensor([kept + random])
+    circuit = torch.zeros_like(weights, dtype=torch.bool)
+    circuit[0, : len(kept)] = True
+    others = []
+    for index in range(len(random)):
+        others.append(circuit.clone())
+        others[-1][0, len(kept) + index] = True
+    return Added(weights), circuit, tuple(others)
+
+
+def minimal(kept: list[float], random: list[float]):
+    runs, circuit, others = added(kept, random)
+    return minimality(runs, circuit, runs.weights, others, generator(0, "edges"))
+
+
+def test_the_p_value_of_minimality_is_that_of_the_weakest_edge_times_the_number_of_edges():
+    random = [0.01 * step for step in range(1, 21)]
+    result = minimal([0.9, 0.5, 0.155], random)  # the last exceeds 15 of 20
+    expected = sum(comb(20, k) * 0.9**k * 0.1 ** (20 - k) for k in range(16))
+    assert 0.04 < expected < 0.05, "without the correction the weakest edge would be called idle"
+    assert result.p_value == pytest.approx(3 * expected, rel=1e-6)
+    assert (result.n, result.statistic) == (3, 15 / 20)
+    assert "no idle edge seen, proving none" in result.reading
+    assert "p corrected for 3 edges (Bonferroni), 20 draws" in result.reading
+
+
+def test_an_edge_that_does_nothing_is_called_idle_and_the_circuit_not_minimal():
+    result = minimal([0.9, 0.5, 0.0], [0.01] * 20)
+    assert result.p_value == pytest.approx(3 * 0.1**20) and result.statistic == 0
+    assert result.reading.startswith("1 of 3 tested edges do no more than random ones")
+    assert minimal([0.9, 0.5, 0.1], [0.01] * 20).p_value == 1.0, "corrected p-values stay probabilities"
+
+
+def test_minimality_is_rejected_about_as_rarely_as_it_says():
+    """Kept edges that exceed exactly 90 % of random ones are the border of the null."""
+    stream, rejected = generator(0, "border"), 0
+    for _ in range(200):
+        draws = torch.rand(60, generator=stream).tolist()
+        rejected += minimal([0.9] * 5, draws).p_value < 0.05
+    assert rejected <= 16, "more than 16 of 200 has probability .024 at a level of .05"
+
+
+def test_minimality_without_a_random_edge_is_not_tested(problem, part, found):
     kept, scores = found
     result = minimality(part.runs, kept, scores, (kept,), generator(0, "edges"))
     assert result.p_value is None and "not tested" in result.reading
-
-
-def test_an_edge_that_does_nothing_fails_minimality(problem, part):
-    kept, scores = problem.live.clone(), torch.ones(problem.live.shape)
-    idle = part.runs.graph.index("embed->logits")
-    scores[idle] = 0.0
-    only = torch.zeros_like(kept)
-    only[idle] = True
-    result = minimality(part.runs, kept, scores, (only,), generator(0, "edges"))
-    assert result.p_value is None, "no random path adds an edge to the whole graph"
+    whole = minimality(part.runs, problem.live, scores, (kept,), generator(0, "edges"))
+    assert whole.p_value is None, "no random path adds an edge to the whole graph"
 
 
 def test_completeness_grows_with_what_the_circuit_lacks(problem, part, found):

@@ -9,6 +9,7 @@ from circuits.circuit import Circuit
 from circuits.discovery import circuit_of, discover, edges_of_graph, overlap, stable, verdict_of
 from circuits.discovery_result import ControlSummary, DiscoveryFile
 from circuits.find import Settings, find_circuit
+from circuits.gate import behaviour
 from circuits.judge import Judgement
 from circuits.problem import Problem
 from circuits.search.base import silent
@@ -29,9 +30,9 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def subject(n: int = 96, **settings) -> Subject:
+def subject(n: int = 160, seed: int = 2, **settings) -> Subject:
     decoder = small_decoder("grouped").to(torch.float32)
-    return Subject(decoder, own_pairs(decoder, n=n, **settings), "small", 7, "ab", "its own answers")
+    return Subject(decoder, own_pairs(decoder, n=n, seed=seed, **settings), "small", 7, "ab", "its own answers")
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def test_a_discovery_says_everything_about_its_circuit(whole):
     found, kept = whole
     assert found.verdict in ("circuit", "candidate") and found.n_kept == kept.n_kept > 0
     assert found.n_kept <= found.n_live <= found.n_edges
-    assert found.faithfulness.retained.n == 24, "a quarter of the sequences is held out"
+    assert found.faithfulness.retained.n == 40, "a quarter of the sequences is held out"
     assert [one.name for one in found.controls if one.headline] == ["random paths"]
     assert {one.name for one in found.tests} == {"equivalence", "independence", "minimality", "completeness"}
     assert found.stability.reruns == 2 and len(found.stability.sizes) == 2
@@ -84,11 +85,59 @@ def test_no_sequence_serves_two_purposes():
 
 
 def test_without_behaviour_there_is_no_ratio():
-    answers = torch.randint(7, (96,), generator=torch.Generator().manual_seed(5))
+    answers = torch.randint(7, (160,), generator=torch.Generator().manual_seed(5))
     one = subject(answers=answers)
     found, kept = discover(one, one.problem("resample", False), QUICK)
     assert kept is None and found.verdict == "no behaviour to explain"
     assert found.faithfulness is None and found.circuit is None and found.rankings == [] and not found.gate.passed
+
+
+@pytest.mark.parametrize(
+    ("part", "what"), [("evaluate", "evaluate"), ("score", "rank edges"), ("choose", "choose the size")]
+)
+def test_every_part_of_the_prompts_has_to_show_behaviour(part, what):
+    one = subject()
+    pairs, stream = one.pairs, torch.Generator().manual_seed(5)
+    mine = torch.tensor([name == part for name in pairs.part])
+    answers = torch.where(mine[:, None, None], torch.randint(7, pairs.answers.shape, generator=stream), pairs.answers)
+    other = torch.stack([torch.tensor([t for t in range(7) if t != int(right)]) for right in answers])
+    one = replace(one, pairs=replace(pairs, answers=answers, wrong=other[:, None]))
+    found, kept = discover(one, one.problem("resample", False), QUICK)
+    assert kept is None and found.verdict == "no behaviour to explain" and not found.gate.passed
+    assert found.headline.endswith(f"on the prompts that {what}.")
+
+
+def test_a_ratio_that_cannot_be_computed_ends_the_discovery_before_the_search(monkeypatch):
+    def never(*given, **options):
+        raise AssertionError("searched for a circuit whose share kept cannot be computed")
+
+    monkeypatch.setattr("circuits.discovery.find_circuit", never)
+    passed = behaviour(own_problem(n=96).parts["evaluate"])
+    assert passed.passed
+    monkeypatch.setattr("circuits.discovery.behaviour", lambda part: passed)
+    answers = torch.randint(7, (160,), generator=torch.Generator().manual_seed(5))
+    one = subject(answers=answers)
+    with pytest.raises(UsageError, match="may not differ between clean and ablated"):
+        discover(one, one.problem("resample", False), QUICK)
+
+
+def test_halves_of_a_part_with_a_single_sequence_are_left_out_and_named(monkeypatch):
+    one = subject()
+    passed = behaviour(own_problem(n=96).parts["evaluate"])
+    monkeypatch.setattr("circuits.discovery.behaviour", lambda part: passed)
+    pairs = one.pairs
+    first = next(i for i, part in enumerate(pairs.part) if part == "choose")
+    unit = torch.tensor([first if part == "choose" else int(u) for part, u in zip(pairs.part, pairs.unit, strict=True)])
+    one = replace(one, pairs=replace(pairs, unit=unit))
+    problem = one.problem("resample", False)
+    assert problem.parts["choose"].pairs.n_units == 1 and len(problem.parts["choose"].pairs) == 40
+    found, kept = discover(one, problem, replace_settings(method="eap", halves=True, reruns=0))
+    assert kept is not None and found.split_half is None
+    assert any("no overlap of two halves" in note and "single sequence" in note for note in found.notes)
+    several = discover(
+        subject(), subject().problem("resample", False), replace_settings(method="eap", halves=True, reruns=0)
+    )
+    assert 0 <= several[0].split_half <= 1 and not any("halves" in note for note in several[0].notes)
 
 
 def test_edges_of_the_graph_count_every_causal_pair_of_keys_and_values():
@@ -192,4 +241,4 @@ def test_a_circuit_knows_where_it_comes_from():
     found = find_circuit(problem, replace_settings(method="exact"), look_for_interactions=False)
     about = circuit_of(one, problem, QUICK, found).provenance
     assert (about.model, about.step, about.ablation, about.seed) == ("small", 7, "mean", 0)
-    assert about.n_units == {"score": 48, "choose": 24, "evaluate": 24} and len(about.pairs_fingerprint) >= 16
+    assert about.n_units == {"score": 80, "choose": 40, "evaluate": 40} and len(about.pairs_fingerprint) >= 16
