@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from circuits.controls import FINEST
+
 HEADER = (
     "| edges | kept, of live | share of live | metric kept | best random, number and offset matched | best random, all "
     "types matched (of the circuit it holds) | CMD |\n|---|---|---|---|---|---|---|"
@@ -10,15 +12,21 @@ HEADER = (
 
 def markdown(results: dict[str, Any]) -> str:
     """One row per kind of graph: lowest and highest over the solved runs."""
-    runs = results["polynomial"]["runs"].values()
-    return "\n".join([HEADER, *(row(name, [run[name] for run in runs]) for name in next(iter(runs)) if name != "step")])
+    runs = list(results["polynomial"]["runs"].values())
+    rows = [row(name, [run[name] for run in runs]) for name in runs[0] if name != "step"]
+    if "heads" in results:
+        several = [run["length 8"] for run in results["heads"]["runs"].values()]
+        rows.append(row("length 8, four heads per layer", several))
+    return "\n".join([HEADER, *rows])
 
 
 def row(name: str, found: list[dict[str, Any]]) -> str:
     """The cells of one kind of graph."""
     live = {one["n_live"] for one in found}
-    random = [one["controls"]["random paths"]["largest"] for one in found]
+    random = [one["controls"]["random paths"] for one in found]
     same = [one["controls"].get("same types") for one in found]
+    if all(FINEST in one["what"] for one in random):  # the claim rests on all types
+        random, same = [], random
     typed = "-"
     if all(same):
         typed = f"{span([one['largest'] for one in same])} ({span([one['shared'] for one in same])})"
@@ -27,7 +35,7 @@ def row(name: str, found: list[dict[str, Any]]) -> str:
         f"{span([one['n_kept'] for one in found], '{:.0f}')} of {', '.join(f'{n:,}' for n in sorted(live))}",
         span([one["share_of_live"] for one in found]),
         span([one["kept"]["value"] for one in found]),
-        span(random),
+        span([one["largest"] for one in random]) if random else "-",
         typed,
         span([one["cmd"] for one in found], "{:.3f}"),
     ]
