@@ -68,13 +68,23 @@ def decode(data: bytes, where: str, *, limit: int = MAX_BYTES) -> Any:
     Raises:
         StoreError: for anything that is not JSON, or too large; the message starts with `where`.
     """
+    try:
+        return parsed(data, where, limit=limit)
+    except (ValueError, RecursionError) as error:
+        raise StoreError(f"{where}: not valid JSON ({str(error)[:120]}); the file is damaged") from None
+
+
+def parsed(data: bytes, where: str, *, limit: int = MAX_BYTES) -> Any:
+    """As `decode`, for files that people write: the caller says what is wrong.
+
+    Raises:
+        StoreError: if it is too large or nested too deeply.
+        ValueError, RecursionError: for anything that is not JSON, as `json.loads` gives them.
+    """
     _require_small(data, where, limit)
     if data.count(b"[") + data.count(b"{") > MAX_DEPTH and _depth(data) > MAX_DEPTH:
         raise StoreError(f"{where}: nested deeper than {MAX_DEPTH} levels")
-    try:
-        return json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise StoreError(f"{where}: not valid JSON ({str(error)[:120]}); the file is damaged") from None
+    return json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
 
 
 def _require_small(data: bytes, where: str, limit: int) -> None:

@@ -1,4 +1,4 @@
-"""A Hugging Face folder on disk as an `Opened`: GPT-2, GPT-NeoX, Llama, Mistral and Qwen2, tensor by tensor."""
+"""A Hugging Face folder on disk as an `Opened`: GPT-2, GPT-NeoX, Llama, Mistral, Qwen2, mBART's decoder, our own."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,15 +11,18 @@ from interp.adapters.drift import drift_of
 from interp.adapters.families.gpt2 import GPT2
 from interp.adapters.families.gpt_neox import GPT_NEOX
 from interp.adapters.families.llama import LLAMA
+from interp.adapters.families.mbart import MBART
 from interp.adapters.families.parts import SLIDING, Family
 from interp.adapters.folder_weights import folder_weights
 from interp.adapters.opened import Kind, Opened, Processing
+from interp.adapters.own_folder import MODEL_TYPE, own_decoder
 from interp.adapters.prompts_of import prompt_layout, tokenizer_folder
 from interp.adapters.weight_files import Stored, fingerprint, main_dtype, read_json, require_shapes, shown
 from interp.decoder import Decoder
 from interp.errors import CheckpointError, NotExpressible, StoreError, UnknownName
 
 FAMILIES: dict[str, Family] = {"gpt2": GPT2, "gpt_neox": GPT_NEOX, "llama": LLAMA, "mistral": LLAMA, "qwen2": LLAMA}
+FAMILIES |= {"mbart": MBART}
 KNOWN_AGAINST = {"qwen3": "a norm on queries and keys (qk-norm)", "gemma2": "norms after attention and soft caps"}
 BUFFERS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")  # change nothing here, but transformers checks them aloud
@@ -48,9 +51,10 @@ def open_hugging_face(
     """
     place = folder / "config.json"
     body = read_json(place, root)
-    family, config = family_of(body, place), configuration(body, place)
+    own = body.get("model_type") == MODEL_TYPE
+    family, config = (None, None) if own else (family_of(body, place), configuration(body, place))
     found, files = folder_weights(folder, root)
-    decoder, used = decoder_from(family, config, found, folder)
+    decoder, used = (own_decoder(body, found, place), found) if own else decoder_from(family, config, found, folder)
     dtype = main_dtype(used)
     tokenizer = tokenizer_folder(folder, root)
     bos, padding = prompt_layout(tokenizer, root)
@@ -134,7 +138,7 @@ def _require_small(body: dict, place: Path) -> None:
     for key, value in body.items():
         if type(value) is int and abs(value) > MOST:
             raise StoreError(f"{place}: {shown(key)} is {value:.3g}, at most {MOST} is accepted")
-    for key in ("n_layer", "num_hidden_layers"):
+    for key in ("n_layer", "num_hidden_layers", "decoder_layers"):
         value = body.get(key)
         if type(value) is int and not 1 <= value <= MOST_LAYERS:
             raise StoreError(f"{place}: {key} is {value}, expected 1 to {MOST_LAYERS}")

@@ -20,6 +20,7 @@ A first line with the key `pairs` (its value is the format number, 1) is a heade
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -27,7 +28,7 @@ from typing import Any
 
 from interp.errors import UsageError
 from interp.files import read_bytes, replace
-from interp.jsonfile import decode
+from interp.jsonfile import parsed
 from interp.pairs.alignment import Span
 from interp.pairs.base import PARTS, Pairs, Source
 from interp.pairs.rows import Padding, Row, refuse_unequal, stack, unequal
@@ -38,6 +39,8 @@ FORMAT = 1
 MAX_FILE, MAX_LINE = 256 << 20, 1 << 20
 KEYS = ("clean", "corrupted", "answers", "wrong", "position", "spans", "group", "split", "unit")
 NEEDED = ("clean", "corrupted", "answers")
+FIELD = re.compile(r'"(\w+)"\s*:')
+EXPECTED = 'expected one JSON object to a line, such as {"clean": "a b", "corrupted": "a c", "answers": " d"}'
 HEADER = {"pairs": int, "d_vocab": int, "names": dict, "padding": str, "source": dict}
 
 
@@ -60,8 +63,8 @@ def read_jsonl(
         drop_unequal: leave out pairs whose prompts differ in length; their number is kept in the source.
 
     Raises:
-        UsageError: naming file, line and key.
-        StoreError: if the file cannot be read or is not JSON lines.
+        UsageError: naming file, line and key, also where a line is not JSON.
+        StoreError: if the file cannot be read, or a line is too long or nested too deeply.
     """
     path = Path(path)
     data = read_bytes(path.resolve(), MAX_FILE)
@@ -82,7 +85,9 @@ def read_jsonl(
             refuse_unequal(row)
     elif dropped == len(rows):
         raise UsageError(f"{path}: in all {dropped} pairs the prompts differ in length; none is left")
-    first = None if bos is False else _require_tokenizer(text, f"{path}: bos").bos_id(bos)
+    if bos is not False and text is None:
+        raise UsageError(f"{path}: a BOS token to put first needs a tokenizer; write its id into the prompts instead")
+    first = None if bos is False or text is None else text.bos_id(bos)
     written = header.get("source", {})
     names = {int(token): name for token, name in header.get("names", {}).items()}
     return stack(
@@ -129,10 +134,26 @@ def write_jsonl(pairs: Pairs, path: Path | str) -> None:
 
 
 def _object(line: bytes, where: str) -> dict[str, Any]:
-    value = decode(line, where, limit=MAX_FILE if b'"pairs"' in line[:20] else MAX_LINE)
+    try:
+        value = parsed(line, where, limit=MAX_FILE if b'"pairs"' in line[:20] else MAX_LINE)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{where}: {_malformed(line, error)}; {EXPECTED}") from None
     if not isinstance(value, dict):
-        raise UsageError(f"{where}: expected a JSON object with the keys {', '.join(NEEDED)}")
+        raise UsageError(f"{where}: is a {type(value).__name__}; {EXPECTED}")
     return value
+
+
+def _malformed(line: bytes, error: Exception) -> str:
+    """What is no JSON in a line, at which column and in which field."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"not UTF-8 text ({error.reason} at byte {error.start + 1})"
+    if not isinstance(error, json.JSONDecodeError):
+        return f"not valid JSON ({str(error)[:80]})"
+    fields = [key for key in FIELD.findall(error.doc[: error.pos]) if key in KEYS]
+    at = f", in or after the field {fields[-1]!r}" if fields else ""
+    found = error.doc[error.pos : error.pos + 20]
+    there = f"found {found!r}" if found else "where the line ends"
+    return f"not valid JSON at column {error.pos + 1}{at}: {error.msg}, {there}"
 
 
 def _check_header(header: Mapping[str, Any], where: str) -> None:
@@ -183,7 +204,7 @@ def _row(value: dict[str, Any], where: str, text: TextTokenizer | None) -> Row:
             raise UsageError(f"{where}: unknown key {key!r}; known: {', '.join(KEYS)}")
     for key in NEEDED:
         if key not in value:
-            raise UsageError(f"{where}: key {key!r} is missing")
+            raise UsageError(f"{where}: key {key!r} is missing; a line needs {', '.join(NEEDED)}")
     clean, corrupted = (_prompt(value[key], f"{where}: {key}", text) for key in ("clean", "corrupted"))
     places = value.get("position", -1)
     listed = places if isinstance(places, list) else [places]
@@ -226,7 +247,7 @@ def _prompt(value: Any, where: str, text: TextTokenizer | None) -> Encoded:
             raise UsageError(f"{where}: {error}") from None
     if isinstance(value, list) and all(type(token) is int for token in value):
         return Encoded(tuple(value), ())
-    raise UsageError(f"{where}: expected a text or a list of token ids")
+    raise UsageError(f"{where}: {value!r:.60}: expected a text or a list of token ids")
 
 
 def _sets(value: Any, where: str, n_read: int, text: TextTokenizer | None, before: str) -> tuple[tuple[int, ...], ...]:

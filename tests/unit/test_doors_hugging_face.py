@@ -23,6 +23,7 @@ from tests.unit.random_bridges import (
     hugging_face,
     rms,
     rope,
+    shaken,
     some_tokens,
 )
 from tests.unit.small_tokenizers import whole_words, wrapped
@@ -163,6 +164,43 @@ REFUSED = {
         "activation function 'quick_gelu'",
     ),
 }
+
+
+MBART = {"vocab_size": 31, "d_model": 16, "max_position_embeddings": 12, "decoder_layers": 2, "decoder_ffn_dim": 24}
+MBART |= {"encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 8, "decoder_attention_heads": 4}
+ALONE = {"is_encoder_decoder": False, "add_cross_attention": False, "is_decoder": True}
+
+
+def mbart(**changes):
+    from transformers import MBartConfig, MBartForCausalLM
+
+    given = {**MBART, **ALONE, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None, **changes}
+    return shaken(MBartForCausalLM(MBartConfig(**given)))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("changes", [{}, {"activation_function": "relu", "tie_word_embeddings": False}])
+def test_the_decoder_of_mbart_alone_computes_what_was_saved(tmp_path, changes):
+    model = mbart(**changes)
+    model.save_pretrained(tmp_path / "model")
+    tokens = torch.randint(31, (3, 12), generator=torch.Generator().manual_seed(0))
+    opened = open_model(tmp_path / "model")
+    assert (forward(opened.decoder.to(torch.float64), tokens) - model.double()(tokens).logits).abs().max() < 1e-10
+    assert opened.decoder.n_heads == 4 and len(opened.decoder.layers) == 2 and opened.decoder.n_ctx == 12
+
+
+def test_an_mbart_with_an_encoder_or_scaled_embeddings_is_refused(tmp_path):
+    mbart().save_pretrained(tmp_path / "model")
+    for changes, said in (
+        ({"is_encoder_decoder": True}, "an encoder, to whose output the decoder attends"),
+        ({"add_cross_attention": True}, "an encoder, to whose output the decoder attends"),
+        ({"scale_embedding": True}, "embedding scaling"),
+    ):
+        body = json.loads((tmp_path / "model" / "config.json").read_text())
+        configured(tmp_path / "model", **changes)
+        with pytest.raises(NotExpressible, match=said):
+            open_model(tmp_path / "model")
+        (tmp_path / "model" / "config.json").write_text(json.dumps(body))
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -12,6 +12,7 @@ from circuits.interchange.hf_parts import rotary_base
 from circuits.interchange.hf_run import export_model
 from interp.adapters.opening import open_model
 from interp.decoder import Decoder, Rotary, decoder_of, forward
+from interp.errors import CheckpointError, ConfigError, StoreError
 from interp.run import Store
 from tests.unit.small_decoders import grouped, parallel
 from tests.unit.test_decoder import random_model
@@ -94,14 +95,42 @@ def test_shared_keys_and_parallel_blocks_have_their_architecture(name, change, s
     require_equal(tmp_path, decoder)
 
 
-@pytest.mark.parametrize("name", ["GPT2LMHeadModel", "GPTNeoXForCausalLM", "LlamaForCausalLM"])
-def test_our_own_door_opens_the_folder_as_the_same_model(name, tmp_path):
-    model = random_model(**{"n_heads": 2, "d_model": 8, "n_layers": 2, **EXPRESSED[name][0]}).float()
-    write_weights(tmp_path, expressed(model))
-    opened = open_model(tmp_path).decoder.to(torch.float64)
+EVERY = [(name, one) for name, many in EXPRESSED.items() for one in many]
+EVERY += [("our own names", one) for one in (*LACKING.values(), {"bias": True}, {"norm": "none", "attn_only": True})]
+
+
+@pytest.mark.parametrize(("name", "settings"), EVERY)
+def test_our_own_door_opens_the_folder_as_the_same_model(name, settings, tmp_path):
+    """In float64 from the same float32 weights; speeds of rotary positions are float32 powers of the base."""
+    model = random_model(**{"n_heads": 2, "d_model": 8, "n_layers": 2, **settings}).float()
+    model = without_output_bias(model) if name != "our own names" else model
+    found = expressed(model)
+    assert found.architecture == (None if name == "our own names" else name)
+    write_weights(tmp_path, found)
+    opened = open_model(tmp_path)
     tokens = torch.randint(7, (3, 9), generator=torch.Generator().manual_seed(0))
     exact = forward(decoder_of(model).to(torch.float64), tokens)
-    assert float((forward(opened, tokens) - exact).abs().max()) <= 1e-6 * float(exact.abs().max())
+    error = float((forward(opened.decoder.to(torch.float64), tokens) - exact).abs().max())
+    rotary = settings.get("positions") == "rotary" and name != "our own names"
+    assert error <= (1e-6 if rotary else 1e-13) * float(exact.abs().max())
+    assert (opened.kind, opened.dtype) == ("hugging face folder", "float32")
+
+
+def test_a_folder_in_our_own_names_that_is_damaged_or_hostile_is_refused(tmp_path):
+    model = random_model(n_heads=2, d_model=8, n_layers=2, norm="none").float()
+    write_weights(tmp_path, expressed(model))
+    body = json.loads((tmp_path / "config.json").read_text())
+    for change, error, said in (
+        ({"format": 2}, StoreError, "format 2, this program reads 1"),
+        ({"model": None}, ConfigError, "config.json: model"),
+        ({"model": {**body["model"], "d_model": 10**9, "d_head": 4}}, CheckpointError, "the weights hold"),
+        ({"model": {**body["model"], "d_mlp": 10**12}}, CheckpointError, "blocks.0.mlp.W_in the shape"),
+        ({"model": {**body["model"], "n_layers": 10**6}}, CheckpointError, "1000000 layers, the weights are 1"),
+        ({"model": {**body["model"], "bias": True}}, CheckpointError, "missing"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps({**body, **change}))
+        with pytest.raises(error, match=said):
+            open_model(tmp_path)
 
 
 @pytest.mark.parametrize("reason", LACKING)

@@ -155,16 +155,30 @@ REFUSED = {
         "2 sets of answers for 1 positions; give one for each",
     ),
     "answer form": ({**LINE, "answers": {"a": 1}}, "answers: {'a': 1}: expected a text or a token id"),
-    "prompt form": ({**LINE, "clean": 3}, "clean: expected a text or a list of token ids"),
+    "prompt form": ({**LINE, "clean": 3}, "clean: 3: expected a text or a list of token ids"),
     "unknown key": ({**LINE, "answer": 3}, "unknown key 'answer'; known: clean, corrupted, answers"),
-    "missing key": ({"clean": CLEAN, "corrupted": "Tom"}, "key 'answers' is missing"),
+    "missing key": (
+        {"clean": CLEAN, "corrupted": "Tom"},
+        "key 'answers' is missing; a line needs clean, corrupted, answers",
+    ),
     "split": ({**LINE, "split": "train"}, "split one of score, choose, evaluate"),
     "unit": ({**LINE, "unit": [1]}, r"unit \[1\]: expected a text or a whole number"),
     "reads differ": (
         {**LINE, "position": [1, 2], "answers": [["Tom"], ["Max"]], "wrong": [[], []]},
         r"2 read positions, .*pairs\.jsonl:1 has 1; give each prompt the same number",
     ),
-    "not an object": ("[1, 2]", "expected a JSON object with the keys clean, corrupted, answers"),
+    "not an object": ("[1, 2]", "is a list; expected one JSON object to a line, such as {"),
+    "cut": (
+        '{"clean": ',
+        "not valid JSON at column 11, in or after the field 'clean': Expecting value, where the line",
+    ),
+    "no comma": (
+        '{"clean": "Tom" "corrupted": "Max"}',
+        "not valid JSON at column 17, in or after the field 'clean': Expecting ',' delimiter, found '\"corrupted\"",
+    ),
+    "single quotes": ("{'clean': 'Tom'}", "not valid JSON at column 2: Expecting property name .*, found \"'clean'"),
+    "text": ("Tom and Mary", "not valid JSON at column 1: Expecting value, found 'Tom and Mary'; expected one JSON"),
+    "no number": ('{"clean": NaN}', r"not valid JSON \(NaN is not JSON\); expected one JSON object"),
 }
 
 
@@ -189,8 +203,10 @@ def test_an_empty_file_is_said(tmp_path, text):
 
 
 def test_a_line_that_is_not_json_or_a_missing_file_is_said(tmp_path):
-    with pytest.raises(StoreError, match=r"pairs\.jsonl:2: not valid JSON"):
-        read(tmp_path, LINE, '{"clean": ')
+    path = tmp_path / "latin.jsonl"
+    path.write_bytes(b'{"clean": "\xe9"}')
+    with pytest.raises(UsageError, match=r"latin\.jsonl:1: not UTF-8 text \(.* at byte 12\); expected one JSON object"):
+        read_jsonl(path, d_vocab=5)
     with pytest.raises(StoreError, match="No such file"):
         read_jsonl(tmp_path / "none.jsonl", d_vocab=5)
 
@@ -198,7 +214,7 @@ def test_a_line_that_is_not_json_or_a_missing_file_is_said(tmp_path):
 def test_text_without_a_tokenizer_is_refused(tmp_path):
     with pytest.raises(UsageError, match=r"pairs\.jsonl:1: clean needs a tokenizer; give one, or token ids"):
         read_jsonl(file_of(tmp_path, LINE), d_vocab=20)
-    with pytest.raises(UsageError, match="bos needs a tokenizer"):
+    with pytest.raises(UsageError, match="a BOS token to put first needs a tokenizer; write its id into the prompts"):
         read_jsonl(file_of(tmp_path, {"clean": [1], "corrupted": [2], "answers": 3}), d_vocab=20, bos=True)
 
 
