@@ -12,7 +12,8 @@ The keys of a line; `clean`, `corrupted` and `answers` are needed, any other key
 - `spans`: name to tokens of the clean prompt: `[start, stop]` in tokens, `{"chars": [start, stop]}` in characters, or
   `{"text": "Mary", "occurrence": 2}`; a plain text stands for one that occurs once.
 - `group`: any text, such as the template. `split`: "score", "choose" or "evaluate". `unit`: text or number; prompts
-  that share it are one sequence. Default: prompts with the same clean tokens are.
+  that share it are one sequence. Default: prompts with the same clean tokens are, and two that are each other's
+  corrupted one.
 
 A first line with the key `pairs` (its value is the format number, 1) is a header, written by `write_jsonl`: `d_vocab`,
 `names` (token names by id), `padding` and `source`.

@@ -155,10 +155,28 @@ def _refuse_uneven(rows: Sequence[Row], bos: int | None, name: Callable[[int], s
 
 
 def _units(rows: Sequence[Row]) -> torch.Tensor:
-    """A number for each sequence, in order of first appearance."""
-    units: dict[str, int] = {}
+    """A number for each sequence, in order of first appearance.
+
+    Prompts are of one sequence where their unit, or without one their clean tokens, are the same, and where each is the
+    corrupted prompt of the other, so that no part of a division sees what another is measured on.
+    """
     keys = [f"tokens {row.clean}" if row.unit is None else f"unit {row.unit}" for row in rows]
-    return torch.tensor([units.setdefault(key, len(units)) for key in keys])
+    by_clean = {row.clean: key for row, key in zip(rows, keys, strict=True) if row.unit is None}
+    pairs = {(row.clean, row.corrupted) for row in rows if row.unit is None}
+    same = {key: key for key in keys}
+    for clean, corrupted in sorted(pairs):
+        if (corrupted, clean) in pairs:
+            one, other = (_first(same, by_clean[tokens]) for tokens in (clean, corrupted))
+            same[max(one, other)] = min(one, other)
+    units: dict[str, int] = {}
+    return torch.tensor([units.setdefault(_first(same, key), len(units)) for key in keys])
+
+
+def _first(same: dict[str, str], key: str) -> str:
+    """The key that stands for all that are the same."""
+    while same[key] != key:
+        key = same[key]
+    return key
 
 
 def _padded(sets: Sequence[tuple[tuple[int, ...], ...]]) -> torch.Tensor:

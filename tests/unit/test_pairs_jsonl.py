@@ -118,6 +118,15 @@ def test_group_and_split_are_read(tmp_path):
     assert pairs.group == ("ABBA", "") and pairs.part == ("score", "evaluate")
 
 
+def test_prompts_that_are_each_others_corrupted_ones_are_one_sequence(tmp_path):
+    rows = [([2, 3], [3, 2]), ([3, 2], [2, 3]), ([4, 5], [2, 3]), ([2, 3], [4, 5]), ([5, 4], [2, 3]), ([6, 4], [5, 4])]
+    lines = [{"clean": clean, "corrupted": corrupted, "answers": 1} for clean, corrupted in rows]
+    pairs = read_jsonl(file_of(tmp_path, *lines), d_vocab=8)
+    assert pairs.unit.tolist() == [0, 0, 0, 0, 1, 2], "one way only is no reason, or a whole file would be one"
+    named = [{**line, "unit": number} for number, line in enumerate(lines)]
+    assert read_jsonl(file_of(tmp_path, *named), d_vocab=8).n_units == 6, "what the file says stands"
+
+
 UNEQUAL = {**LINE, "corrupted": "Mary and Tom met gave it to"}
 REFUSED = {
     "unequal length": (UNEQUAL, "the clean prompt has 8 tokens, the corrupted one 7; patching needs equal numbers"),
