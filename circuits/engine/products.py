@@ -9,14 +9,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from interp.decoder import Attention, Norm
 from interp.errors import UsageError
 from kernels import dispatch
+from kernels.delta_norm import standardised
 
 if TYPE_CHECKING:
     from circuits.engine.replay import Tape
 
 Backend = Literal["auto", "torch", "triton"]
 Precision = Literal["fp64", "fp32", "tf32", "bf16"]
+TABLES = 4  # standardised tables that are kept: those of one block and the final norm
 MANTISSA = {"tf32": 13, "bf16": 16}  # bits of a float32 that the format drops
 
 
@@ -30,7 +33,8 @@ class Products:
         ran: implementation by operation, for those that a kernel exists for.
         fell_back: whether an operation was handed to `kernels.dispatch` and ran there as its torch reference.
         tape: where decisions of the host are kept while a chunk is captured for replay; None otherwise.
-        flattened: projections of `flat`, each with the weight that it is of, by the weight's id.
+        flattened: projections of `flat` and `joined`, each with what it is of, by the id of that.
+        tables: standardised base rows, each with the table and the norm that they are of, by the id of the table.
     """
 
     precision: Precision = "fp32"
@@ -40,7 +44,8 @@ class Products:
     ran: dict[str, str] = field(default_factory=dict)
     fell_back: bool = False
     tape: "Tape | None" = field(default=None, repr=False)
-    flattened: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+    flattened: dict[int, tuple[Any, Tensor]] = field(default_factory=dict, repr=False)
+    tables: dict[int, tuple[Tensor, Any, tuple[Tensor, Tensor]]] = field(default_factory=dict, repr=False)
 
     def __call__(
         self, delta: Float[Tensor, "*row n_in"], weight: Float[Tensor, "n_in n_out"]
@@ -66,9 +71,48 @@ class Products:
         """The projection of all heads as one matrix, kept for the run: many products read it."""
         kept = self.flattened.get(id(weight))
         if kept is None or kept[0] is not weight:
-            kept = (weight, weight.transpose(0, 1).flatten(1))
-            self.flattened[id(weight)] = kept
+            kept = self.flattened[id(weight)] = (weight, weight.transpose(0, 1).flatten(1))
         return kept[1]
+
+    def joined(self, attn: Attention) -> Float[Tensor, "d_model q_k_v"]:
+        """Queries, keys and values of all heads as one matrix, kept for the run; `flat` then gives parts of it."""
+        weights = (attn.W_Q, attn.W_K, attn.W_V)
+        kept = self.flattened.get(id(attn))
+        if kept is None or kept[0] is not attn:
+            whole = torch.cat([weight.transpose(0, 1).flatten(1) for weight in weights], 1)
+            parts = whole.split([weight.shape[0] * weight.shape[2] for weight in weights], 1)
+            self.flattened |= {id(weight): (weight, part) for weight, part in zip(weights, parts, strict=True)}
+            kept = self.flattened[id(attn)] = (attn, whole)
+        return kept[1]
+
+    def keys_values(
+        self, delta: Float[Tensor, "*row d_model"], attn: Attention
+    ) -> tuple[Float[Tensor, "*row kv_head d_head"], Float[Tensor, "*row kv_head d_head"]]:
+        """Differences of keys (before rotary positions) and values by one product."""
+        heads, _, d_head = attn.W_K.shape
+        both = self(delta, self.joined(attn)[:, -2 * heads * d_head :]).unflatten(-1, (2, heads, d_head))
+        return both.unbind(-3)
+
+    def onto(
+        self, base: Float[Tensor, "*row n_out"], delta: Float[Tensor, "*row n_in"], weight: Float[Tensor, "n_in n_out"]
+    ) -> Float[Tensor, "*row n_out"]:
+        """base + delta W, written over base, which must be contiguous."""
+        if self.precision not in ("fp64", "fp32"):
+            return base.add_(self(delta, weight))
+        self.count(2 * delta.numel() * weight.shape[1])
+        base.view(-1, base.shape[-1]).addmm_(delta.reshape(-1, delta.shape[-1]), weight)
+        return base
+
+    def standardised(
+        self, norm: Norm, base: Float[Tensor, "batch pos d_model"]
+    ) -> tuple[Float[Tensor, "batch pos d_model"], Float[Tensor, "batch pos 1"]]:
+        """What every difference of a norm needs of the base run, kept for the tables that were asked for last."""
+        kept = self.tables.get(id(base))
+        if kept is None or kept[0] is not base or kept[1] is not norm:
+            if len(self.tables) >= TABLES:
+                self.tables.pop(next(iter(self.tables)))
+            kept = self.tables[id(base)] = (base, norm, standardised(base, norm.eps, norm.centred))
+        return kept[2]
 
     def batched(
         self, delta: Float[Tensor, "head case n_in"], weight: Float[Tensor, "head n_in n_out"]

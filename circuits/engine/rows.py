@@ -55,6 +55,8 @@ class Chosen:
 
     def take(self, x: Float[Tensor, "batch pos *width"]) -> Float[Tensor, "batch 1 row *width"]:
         """The base values of the rows, with an axis for the branches."""
+        if len(x) == 1:
+            return x.index_select(1, self.index[0])[:, None]
         return x[torch.arange(len(x), device=x.device)[:, None], self.index][:, None]
 
     def positions(self, batch: int, device: torch.device | None = None) -> Int[Tensor, "batch row"]:

@@ -142,10 +142,21 @@ class Runs:
             found = [run and user_value(self.metric, decoder_logits(self.decoder, run)) for run in runs]
             return found[0], found[1]
         at = (self.rows.prompt, self.rows.pos)
+        if hasattr(self.metric, "directions"):
+            return self._by_directions(at)
         finals = [run.final[at] for run in (self.base, self.other) if run is not None]
         logits = self.decoder.logits(torch.stack(finals))  # [run row d_vocab]
         found = [self.rows.mean(self.metric.of_logits(one, self.rows, logits[0])) for one in logits]
         return found[0], found[1] if len(found) > 1 else None
+
+    def _by_directions(self, at: tuple[Tensor, Tensor]) -> tuple[Float[Tensor, "prompt"], Tensor | None]:
+        """The same for a metric that is linear after the final norm, without the logits of other tokens."""
+        decoder, metric = self.decoder, self.metric
+        directions = metric.directions(decoder.W_U, self.rows)  # [row d_model]
+        bias = 0 if decoder.b_U is None else metric.directions(decoder.b_U[None], self.rows)[:, 0]
+        runs = (self.base, self.other)
+        found = [run and self.rows.mean((run.normed_final[at] * directions).sum(-1) + bias) for run in runs]
+        return found[0], found[1]
 
 
 def base_and_source(clean: Tensor, corrupted: Tensor | None, given: Given, d_vocab: int, n_ctx: int) -> Prompts:
@@ -192,7 +203,7 @@ def runs_for(
     averaged = given.ablation in ("mean", "resample") and prompts.source is None  # over rows that nobody reads
     columns = None if not trimmed or averaged or isinstance(named, UserMetric) else rows.pos.unique()
     columns = None if columns is None or len(columns) == prompts.base.shape[1] else columns
-    base, other = both_runs(decoder, prompts, columns)
+    base, other = both_runs(decoder, prompts, columns, mul)
     check_finite(decoder, base)
     return Runs(model, decoder, prompts, base, other, named, rows, given, mul, own, columns)
 
@@ -220,12 +231,13 @@ def as_decoder(model: Any) -> Decoder:
 
 
 def both_runs(
-    decoder: Decoder, prompts: Prompts, read: Int[Tensor, "row"] | None = None
+    decoder: Decoder, prompts: Prompts, read: Int[Tensor, "row"] | None, mul: Products
 ) -> tuple[Record, Record | None]:
     """Base and source run, recorded as one batch; `read` as in `record`."""
     if prompts.source is None:
-        return record(decoder, prompts.base, read), None
-    return halves(record(decoder, torch.cat((prompts.base, prompts.source)), read), len(prompts.base))
+        return record(decoder, prompts.base, read, mul), None
+    both = torch.cat((prompts.base, prompts.source))
+    return halves(record(decoder, both, read, mul), len(prompts.base))
 
 
 def halves(both: Record, n: int) -> tuple[Record, Record]:

@@ -33,7 +33,7 @@ class Joining:
     """Branches that begin in one layer; all of them may be given.
 
     Attributes:
-        mid: differences of one row of the stream between attention and MLP.
+        mid: differences of one row of the stream between attention and MLP; it and `spread` are written over.
         spread: the same for all rows that the layer carries on, as a patched key or value causes.
         post: differences of one row of the stream after the block.
         spread_post: the same for all rows.
@@ -90,7 +90,8 @@ def sweep(
                 carried.append(_through_mlp(layer, kept, rows, *found, mul))
         full = merged([*carried, joins.spread_post])
         if mid is not None and layer.mlp is not None and not layer.parallel:
-            mid = Branches(mid.delta + mlp_delta(layer, kept, OneRow(mid.p), mid.delta, mul), mid.p, mid.slot)
+            changed = mlp_delta(layer, kept, OneRow(mid.p), mid.delta, mul, onto=mid.delta)
+            mid = Branches(changed, mid.p, mid.slot)
         one = merged([mid, joins.post])
     if full is not None:
         finish(full, out)
@@ -134,7 +135,8 @@ def _attention_of_one(
     attn, here = layer.attn, OneRow(one.p)
     dy = norm_delta(layer.ln1, base.pre, here, one.delta, mul)
     position = here.positions(len(dy))
-    dk, dv = turned(attn.rotary, mul.heads(dy, attn.W_K), position), mul.heads(dy, attn.W_V)
+    dk, dv = mul.keys_values(dy, attn)
+    dk = turned(attn.rotary, dk, position)
     dz = column_update(attn, state, base, rows, one.p, dk, dv, mul)  # [batch branch row head d_head]
     own = mul.fixed(lambda: OwnRows.of(rows, one.p, len(dy)))
     if len(own.branch):  # branches whose own row is needed
@@ -153,11 +155,11 @@ def _attention_of_one(
 def _through_mlp(
     layer: Layer, base: LayerRecord, rows: Rows, mid: Branches, before: Tensor | None, mul: Products
 ) -> Branches:
-    """Many-row branches after the MLP; `before` is what the MLP of a parallel block reads, None for no difference."""
+    """Many-row branches after the MLP, written over `mid`; `before` is what the MLP of a parallel block reads, None for no difference."""
     if layer.mlp is None or (layer.parallel and before is None):
         return mid
     reads = before if layer.parallel else mid.delta
-    return Branches(mid.delta + mlp_delta(layer, base, rows, reads, mul), mid.p, mid.slot)
+    return Branches(mlp_delta(layer, base, rows, reads, mul, onto=mid.delta), mid.p, mid.slot)
 
 
 def blocks(branches: Branches, n_rows: int) -> Iterable[Branches]:

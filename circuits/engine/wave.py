@@ -11,11 +11,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuits.engine import packed
+from circuits.engine.neurons import changed_neurons
 from circuits.engine.products import Products
 from circuits.engine.record import LayerRecord
 from circuits.engine.rows import OneRow, Rows, Span, narrow
-from interp.decoder import ACTIVATIONS, Attention, Layer, Norm, Rotary
-from kernels.delta_norm import changed, standardised
+from interp.decoder import Attention, Layer, Norm, Rotary
+from kernels.delta_norm import changed
 
 CACHED_ROWS = 768  # rows whose MLP is computed at once on a CPU: their neurons are still in the cache when read again
 
@@ -32,7 +33,7 @@ def norm_delta(
         return delta
     if mul.kernel_for("delta_norm", delta):
         return packed.norm_delta(norm, base, rows, delta, mul)
-    x, scale = standardised(rows.take(base), norm.eps, norm.centred)
+    x, scale = (rows.take(table) for table in mul.standardised(norm, base))
     both_forms = {} if mul.tape is None else {"both": True}  # which rows need which form is not known beforehand
     return changed(x, scale, delta, norm.w, norm.eps, norm.centred, **both_forms)
 
@@ -43,18 +44,33 @@ def mlp_delta(
     rows: OneRow | Rows,
     delta: Float[Tensor, "batch branch *row d_model"],
     mul: Products,
+    onto: Float[Tensor, "batch branch *row d_model"] | None = None,
 ) -> Float[Tensor, "batch branch *row d_model"]:
-    """What a change of the MLP's residual input changes in its output, in pieces that stay in a CPU's cache."""
+    """What a change of the MLP's residual input changes in its output, in pieces that stay in a CPU's cache.
+
+    Args:
+        onto: what to add it to, written over; may be `delta` itself. None for nothing.
+    """
     n_batch, n_branch = delta.shape[:2]
     per_branch = n_batch * (1 if isinstance(rows, OneRow) else rows.count)
     size = n_branch if delta.is_cuda else max(1, CACHED_ROWS // per_branch)
     if n_branch <= 2 * size:
-        return mul(mlp_post_delta(layer, base, rows, delta, mul), layer.mlp.W_out)
-    out = torch.empty_like(delta)
+        post = mlp_post_delta(layer, base, rows, delta, mul)
+        if onto is None or not onto.is_contiguous():
+            out = mul(post, layer.mlp.W_out)
+            return out if onto is None else out.add_(onto)
+        return mul.onto(onto, post, layer.mlp.W_out)
+    out = torch.empty_like(delta, memory_format=torch.contiguous_format) if onto is None else onto
     for first in range(0, n_branch, size):
         part = slice(first, first + size)
         some = OneRow(rows.p[part]) if isinstance(rows, OneRow) else rows
-        out[:, part] = mul(mlp_post_delta(layer, base, some, delta[:, part], mul), layer.mlp.W_out)
+        post = mlp_post_delta(layer, base, some, delta[:, part], mul)
+        if onto is None:
+            out[:, part] = mul(post, layer.mlp.W_out)
+        elif out[:, part].is_contiguous():
+            mul.onto(out[:, part], post, layer.mlp.W_out)
+        else:
+            out[:, part] += mul(post, layer.mlp.W_out)
     return out
 
 
@@ -68,10 +84,18 @@ def mlp_post_delta(
     """What a change of the MLP's residual input changes in its neurons."""
     mlp, reads = layer.mlp, base.pre if layer.parallel else base.mid
     dy = norm_delta(layer.ln2, reads, rows, delta, mul)
-    act, inner = ACTIVATIONS[mlp.activation], mul(dy, mlp.W_in).add_(rows.take(base.inner))
-    gate = None if mlp.W_gate is None else act(mul(dy, mlp.W_gate).add_(rows.take(base.gate)))
-    post = act(inner) if gate is None else gate.mul_(inner)
-    return post.sub_(rows.take(base.mlp_post))
+    inner = _before_activation(rows, base.inner, dy, mlp.W_in, mul)
+    gate = None if mlp.W_gate is None else _before_activation(rows, base.gate, dy, mlp.W_gate, mul)
+    return changed_neurons(mlp.activation, inner, gate, rows.take(base.mlp_post))
+
+
+def _before_activation(
+    rows: OneRow | Rows, base: Tensor, dy: Tensor, weight: Tensor, mul: Products
+) -> Float[Tensor, "batch branch *row d_mlp"]:
+    """What neurons are before the activation in the patched runs: the product is added to the base run's rows."""
+    if isinstance(rows, OneRow):  # taking the rows has made a copy to add to
+        return mul.onto(rows.take(base), dy, weight)
+    return mul(dy, weight).add_(rows.take(base))
 
 
 def turned(rotary: Rotary | None, x: Float[Tensor, "*row head d_head"], position: Int[Tensor, "*#row"]) -> Tensor:
@@ -91,10 +115,11 @@ def suffix_attention(
     """z' - z at rows `out` for branches whose whole suffix changed; keys before the span are the base run's."""
     attn, n_batch = layer.attn, len(dy)
     position = span.positions(n_batch, dy.device)[:, None]  # [batch 1 row]
-    dk = turned(attn.rotary, mul.heads(dy, attn.W_K), position)
+    dk, dv = mul.keys_values(dy, attn)
+    dk = turned(attn.rotary, dk, position)
     at = out.positions(n_batch, dy.device)  # [batch kept]
     dq = turned(attn.rotary, mul.heads(narrow(dy, span, out), attn.W_Q), at[:, None])
-    dz = attention_change(attn, base, span, dq, dk, mul.heads(dy, attn.W_V), out, mul)
+    dz = attention_change(attn, base, span, dq, dk, dv, out, mul)
     return dz.masked_fill_((at[:, None] < first[:, None])[..., None, None], 0)
 
 

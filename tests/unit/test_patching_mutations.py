@@ -43,8 +43,8 @@ def rows_from_the_next(read, span):
     return dataclasses.replace(rows, index=rows.index - 1) if isinstance(rows, Chosen) else rows
 
 
-def linear_mlp(layer, base, rows, delta, mul):
-    return delta
+def linear_mlp(layer, base, rows, delta, mul, onto):
+    return onto + delta
 
 
 BROKEN = {

@@ -126,8 +126,8 @@ def test_a_capture_that_fails_is_said_and_changes_no_effect(monkeypatch):
 def test_a_step_that_waits_for_values_is_not_captured(monkeypatch):
     mlp_delta = sweep.mlp_delta
 
-    def waiting(layer, base, rows, delta, mul):
-        return mlp_delta(layer, base, rows, delta, mul) if bool(delta.any()) else delta
+    def waiting(layer, base, rows, delta, mul, onto):
+        return mlp_delta(layer, base, rows, delta, mul, onto) if bool(delta.any()) else onto
 
     monkeypatch.setattr(sweep, "mlp_delta", waiting)
     decoder, given = runs("preset", "last")
