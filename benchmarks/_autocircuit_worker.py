@@ -16,7 +16,7 @@ from auto_circuit.utils.ablation_activations import src_ablations
 from auto_circuit.utils.graph_utils import patch_mode, patchable_model, set_all_masks
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
-SAMPLE, CLOSE = 16, 1e-9  # patches per round; error of the largest effect, in float64
+CLOSE = 1e-9  # error of the largest effect, in float64
 
 
 def model_of(shape: dict, dtype: torch.dtype) -> HookedTransformer:
@@ -30,7 +30,7 @@ def model_of(shape: dict, dtype: torch.dtype) -> HookedTransformer:
 class Both:
     """The same model twice, plain and wrapped by AutoCircuit, with clean values recorded for both."""
 
-    def __init__(self, shape: dict, dtype: torch.dtype):
+    def __init__(self, shape: dict, n_patches: int, dtype: torch.dtype):
         self.plain, wrapped = model_of(shape, dtype), model_of(shape, dtype)
         wrapped.load_state_dict(self.plain.state_dict())
         wrapped.cfg.use_attn_result = True
@@ -44,7 +44,7 @@ class Both:
         self.edges = {(edge.src.name, edge.seq_idx): edge for edge in into_stream}
         _, self.cache = self.plain.run_with_cache(clean, names_filter=lambda name: name.endswith("hook_z"))
         sizes = shape["n_layers"], shape["n_heads"], shape["n_ctx"]
-        picks = [torch.randint(count, (SAMPLE,), generator=self.draw).tolist() for count in sizes]
+        picks = [torch.randint(count, (n_patches,), generator=self.draw).tolist() for count in sizes]
         self.patches = list(zip(*picks, strict=True))
 
     def value(self, logits: torch.Tensor) -> torch.Tensor:
@@ -74,27 +74,27 @@ class Both:
         return self.value(self.plain.run_with_hooks(self.corrupted, fwd_hooks=[(name, edit)]))
 
 
-def error_of(shape: dict) -> float:
+def error_of(shape: dict, n_patches: int) -> float:
     """Largest difference between AutoCircuit's effects and those of hooks, in float64, relative to the largest."""
-    both = Both(shape, torch.float64)
+    both = Both(shape, n_patches, torch.float64)
     before = both.forward()
     effects = torch.stack([both.by_hooks(*patch) - before for patch in both.patches])
     error = torch.stack([both.by_masks(*patch) - before for patch in both.patches]) - effects
     return float(error.abs().max() / effects.abs().max())
 
 
-def measure(shape: dict, rounds: int) -> dict:
+def measure(shape: dict, n_patches: int, rounds: int) -> dict:
     """Seconds of a plain forward and of a patch, in turns; nothing where the effects do not agree."""
-    error = error_of(shape)
+    error = error_of(shape, n_patches)
     if not error < CLOSE:
         return {"error": error}
-    both, times = Both(shape, torch.float32), {"forward": [], "patch": []}
+    both, times = Both(shape, n_patches, torch.float32), {"forward": [], "patch": []}
     for _ in range(rounds + 1):  # the first round warms up
         for name, run in (("forward", both.forward), ("patch", both.by_masks)):
             started = time.process_time()
             for patch in both.patches:
                 run(*patch)
-            times[name].append((time.process_time() - started) / SAMPLE)
+            times[name].append((time.process_time() - started) / n_patches)
     ratios = [patch / forward for forward, patch in zip(times["forward"][1:], times["patch"][1:], strict=True)]
     return {
         "error": error,
@@ -106,11 +106,11 @@ def measure(shape: dict, rounds: int) -> dict:
 
 
 def main() -> None:
-    """Shapes from standard input, results to standard output."""
+    """Cases from standard input, results to standard output."""
     torch.set_num_threads(1)
     asked = json.load(sys.stdin)
     with torch.no_grad():
-        found = {name: measure(shape, asked["rounds"]) for name, shape in asked["shapes"].items()}
+        found = {name: measure(**case) for name, case in asked.items()}
     print(json.dumps(found))
 
 

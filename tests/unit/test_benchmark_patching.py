@@ -229,7 +229,9 @@ def test_autocircuit_stands_beside_the_engine_by_way_of_a_plain_forward():
     record = {"cases": [{"name": name, "ratios": {"loop": {"median": 40.0}}} for name in "ab"]}
     joined = patching_autocircuit.beside_the_engine(found, record)
     assert {name: case["over_engine"] for name, case in joined.items()} == {"a": 100.0, "b": None, "c": None}
-    assert {"toy-64-last", "gpt2-20-last"} == patching_autocircuit.shapes().keys()
+    asked = patching_autocircuit.asked_of(["gpt2-20-last", "toy-64-last"])
+    assert asked["gpt2-20-last"]["shape"]["d_vocab"] == 50257
+    assert patching_autocircuit.asked_of(["toy-64-last"]).keys() == {"toy-64-last"}
 
 
 def test_an_interpreter_without_autocircuit_is_named():
