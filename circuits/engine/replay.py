@@ -83,6 +83,7 @@ class Shape:
 
     Attributes:
         prompts: the static input, overwritten before each replay.
+        sent: the captured work, kept because the graph reads the tensors that it refers to.
         spent: operations and launches of one chunk, once it is captured.
     """
 
@@ -90,6 +91,7 @@ class Shape:
     graph: Graph
     tape: Tape = field(default_factory=Tape)
     spent: tuple[int, int] | None = None
+    sent: Callable[[], None] | None = None
 
 
 class Replays:
@@ -147,8 +149,9 @@ class Replays:
         """Capture one chunk; if that is impossible, no further chunk is tried."""
         before = self.mul.flops, self.mul.launches
         shape.tape.rewind()
+        shape.sent = lambda: work(shape.prompts)
         try:
-            self._taped(shape, lambda: shape.graph.capture(lambda: work(shape.prompts)))
+            self._taped(shape, lambda: shape.graph.capture(shape.sent))
         except RuntimeError as error:
             self.mul.flops, self.mul.launches = before
             self._give_up(f"the capture failed: {str(error).splitlines()[0]}")

@@ -155,7 +155,11 @@ def _attention_of_one(
 def _through_mlp(
     layer: Layer, base: LayerRecord, rows: Rows, mid: Branches, before: Tensor | None, mul: Products
 ) -> Branches:
-    """Many-row branches after the MLP, written over `mid`; `before` is what the MLP of a parallel block reads, None for no difference."""
+    """Many-row branches after the MLP, written over `mid`.
+
+    Args:
+        before: what the MLP of a parallel block reads; None for no difference.
+    """
     if layer.mlp is None or (layer.parallel and before is None):
         return mid
     reads = before if layer.parallel else mid.delta
