@@ -98,8 +98,7 @@ def patch_edges(
 
     Args:
         senders, receivers: names as in `circuits.graph.edge_graph`; None for all.
-        edges: names of single edges such as `L0.H1->L1.H3.q`, of which those between the senders and receivers are
-            patched; None for all.
+        edges: names of single edges such as `L0.H1->L1.H3.q`, to patch no others; None for all.
         resolve: "position" lets a changed key or value act on all later queries at once; "query" gives each (key
             position, query position) its own effect; "pooled" patches the sender at all positions at once.
 
@@ -119,16 +118,14 @@ def patch_edges(
     places = {"position": (n_pos, 1), "query": (n_pos, n_pos), "pooled": (1, 1)}[resolve]
     shape = (len(graph.senders), len(graph.receivers), *places)
     slots = torch.arange(torch.Size(shape).numel(), device=asked.device).view(shape)
-    slots = slots.masked_fill(~asked[:, :, None, None], -1)
+    slots.masked_fill_(~asked[:, :, None, None], -1)
     scores = Scores(runs.decoder, runs.base, runs.metric, runs.rows, slots.numel())
     source = runs.other if runs.other is not None else ablated(runs)
-    run = _run_pooled if resolve == "pooled" else _run
-    branches = run(runs, source, graph, asked, slots, scores)
+    branches = (_run_pooled if resolve == "pooled" else _run)(runs, source, graph, asked, slots, scores)
     kept = {"position": shape[:3], "query": shape, "pooled": shape[:2]}[resolve]
-    effect = scores.effect.view(len(clean), *kept)
     base, other = runs.values
     return EdgeResult(
-        effect=effect,
+        effect=scores.effect.view(len(clean), *kept),
         asked=asked,
         graph=graph,
         base=base,
