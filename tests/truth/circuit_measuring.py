@@ -15,11 +15,12 @@ from circuits.search.base import Ranking, Search
 from interp.decoder import Decoder
 from interp.pairs.base import Pairs
 from interp.registry import load
-from tests.truth.circuit_families import FAMILIES
+from tests.truth.circuit_families import FAMILIES, Planted
 from tests.truth.hand_circuits import FORMS
 
 SINGLE = ("exact", "eap", "eap_ig", "acdc", "masks")  # methods of the registry, each alone
 ONE_WAY = ("noise", "denoise")  # the two directions of exact edge patching
+DRAWS = 8  # of the weights of a hand-set model, at most
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,24 @@ class Known:
 
 
 def hand_set(family: str, form: str, seed: int = 0) -> Known:
-    """A hand-set circuit in a form."""
-    planted = FAMILIES[family](seed)
-    decoder = planted.decoder(FORMS[form])
-    return Known(f"{family}, {form}", decoder, planted.pairs(), planted.true, planted.open, planted.roles)
+    """A hand-set circuit in a form: the first draw from a seed on that still does its task.
+
+    Noise on every weight can break a circuit, and then there is none to find; what is looked at is behaviour alone.
+    """
+    for draw in range(seed, seed + DRAWS):
+        planted = FAMILIES[family](draw)
+        case = Known(f"{family}, {form}", planted.decoder(FORMS[form]), planted.pairs(), *_known(planted))
+        plain = Known(f"{family}, plain", planted.decoder(FORMS["plain"]), planted.pairs(), *_known(planted))
+        if does_its_task(case, plain):
+            return case
+    raise AssertionError(f"{family}, {form}: none of {DRAWS} draws does its task")
+
+
+def does_its_task(case: Known, plain: Known) -> bool:
+    """Clean above ablated on three quarters of the prompts, by at least 40 % of the plain model's difference."""
+    share, difference = case.behaviour()
+    return share >= 0.75 and difference > 0.4 * plain.behaviour()[1]
+
+
+def _known(planted: Planted) -> tuple:
+    return planted.true, planted.open, planted.roles

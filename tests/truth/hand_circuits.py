@@ -187,25 +187,38 @@ def directions(n: int, form: Form, stream: Generator) -> Float[Tensor, "feature 
     """
     if form.basis == "plain":
         rows = torch.eye(n)
+    elif form.basis == "rotated":
+        rows = rotation(torch.randn(n, n, generator=stream))
     else:
-        width = n - 1 if form.basis == "rotated" else math.ceil(0.9 * (n - 1))
-        turn = torch.linalg.qr(torch.randn(width + 1, width + 1, generator=stream))[0]
-        rows = torch.block_diag(packed(n - 1, width, stream), torch.ones(1, 1)) @ turn
+        width = math.ceil(0.9 * (n - 1))
+        rows = packed(torch.randn(n - 1, width, generator=stream))
+        rows = torch.block_diag(rows, torch.ones(1, 1)) @ rotation(torch.randn(width + 1, width + 1, generator=stream))
     if not form.layernorm:
         return rows
     width = rows.shape[1]
-    return rows @ torch.linalg.qr(torch.cat((torch.ones(width + 1, 1), torch.eye(width + 1)[:, :width]), 1))[0][:, 1:].T
+    return rows @ rotation(torch.cat((torch.ones(width + 1, 1), torch.eye(width + 1)[:, :width]), 1))[:, 1:].T
 
 
-def packed(n: int, width: int, stream: Generator) -> Float[Tensor, "feature d_model"]:
-    """Unit vectors that are as orthogonal to one another as a few rounds of clipping their products make them."""
-    rows = torch.linalg.qr(torch.randn(n, width, generator=stream))[0]
-    for _ in range(30 if width < n else 1):
+def rotation(rows: Float[Tensor, "row column"]) -> Float[Tensor, "row column"]:
+    """Orthonormal columns that span what given ones do, with the one choice of signs that rounding does not change."""
+    turn, triangle = torch.linalg.qr(rows)
+    return turn * triangle.diagonal().sign()
+
+
+def packed(start: Float[Tensor, "feature width"], rounds: int = 30) -> Float[Tensor, "feature width"]:
+    """Unit vectors that are as orthogonal to one another as a few rounds of clipping their products make them.
+
+    The products fix vectors but for a rotation, and `eigh` may give any; the one in which vector i has its first i
+    coordinates only is taken, so that another machine's rounding gives the same vectors.
+    """
+    rows = rotation(start.double())
+    for _ in range(rounds):
         rows = rows / rows.norm(dim=1, keepdim=True)
         products = (rows @ rows.T).clamp(-0.08, 0.08).fill_diagonal_(1.0)
         values, vectors = torch.linalg.eigh(products)
-        rows = vectors[:, -width:] * values[-width:].clamp(min=0).sqrt()
-    return rows / rows.norm(dim=1, keepdim=True)
+        rows = vectors[:, -rows.shape[1] :] * values[-rows.shape[1] :].clamp(min=0).sqrt()
+    rows = rows @ rotation(rows[: rows.shape[1]].T)
+    return (rows / rows.norm(dim=1, keepdim=True)).to(start)
 
 
 def noisy(decoder: Decoder, size: float, stream: Generator) -> Decoder:
