@@ -1,29 +1,42 @@
 """How discoveries are shown on a terminal."""
 
+from collections.abc import Sequence
+
 from rich.table import Table
 from rich.text import Text
 
 from circuits.cli_text import estimate
-from circuits.discovery_result import DiscoveryFile
+from circuits.discovery_result import CurvePoint, DiscoveryFile
 from circuits.outputs import CircuitOutput
 from circuits.trajectory import Trajectory
 from interp.console import out, say, visible
 
 TOP_EDGES = 25
 SHADES = " ▁▂▃▄▅▆▇█"
+SHORT = {"no behaviour to explain": "no behaviour"}
+BARS = 40  # of a curve
+REACHED = (0.5, 0.9, 0.95)  # shares of the metric whose smallest size is named
+
+
+def told(text: str) -> None:
+    """Print one line of a result: broken between words in a terminal, whole in a file or pipe."""
+    if out().is_terminal:
+        out().print(Text(visible(text)))
+    else:
+        say(text)
 
 
 def show_discovery(output: CircuitOutput) -> None:
     """Headline, behaviour, faithfulness, controls, tests, edges and what was left out."""
     found = output.discovery
-    say(found.headline)
+    told(found.headline)
     gate = found.gate
     level = "" if gate.accuracy.level is None else f" ({100 * gate.accuracy.level:g} % interval)"
-    say(f"behaviour: accuracy {estimate(gate.accuracy)}{level}; without a look at the prompt {gate.constant:.3f}")
+    told(f"behaviour: accuracy {estimate(gate.accuracy)}{level}; without a look at the prompt {gate.constant:.3f}")
     if found.circuit is not None:
         about = found.circuit.provenance
-        say(f"pairs: {about.pairs}; metric: {about.metric}; {about.ablation} ablation; ranked by {about.method}")
-        say(f"nodes: {', '.join(found.nodes)}")
+        told(f"pairs: {about.pairs}; metric: {about.metric}; {about.ablation} ablation; ranked by {about.method}")
+        told(f"nodes: {', '.join(found.nodes)}")
     if found.faithfulness is not None:
         _faithfulness(found)
     if found.controls:
@@ -33,10 +46,10 @@ def show_discovery(output: CircuitOutput) -> None:
     for role in found.roles:
         other = f" of {role.other}" if role.other else ""
         given = "" if role.given is None else f", {role.given:+.1%} with {role.other} out or through it"
-        say(f"{role.node}: {role.role}{other}: alone {role.alone:+.1%} of the metric{given} (n={role.n})")
+        told(f"{role.node}: {role.role}{other}: alone {role.alone:+.1%} of the metric{given} (n={role.n})")
     if found.stability is not None and found.stability.overlap is not None:
         again = found.stability
-        say(
+        told(
             f"stability: {again.reruns} whole searches on resampled prompts keep {min(again.sizes)} to "
             f"{max(again.sizes)} edges; overlap with this circuit {again.overlap.value:.2f} "
             f"[{again.overlap.low:.2f}, {again.overlap.high:.2f}]"
@@ -44,28 +57,37 @@ def show_discovery(output: CircuitOutput) -> None:
     if found.circuit is not None:
         out().print(_edges(found))
     for text in found.notes:
-        say(f"note: {text}")
+        told(f"note: {text}")
     for text in found.limits:
-        say(f"limit: {text}")
+        told(f"limit: {text}")
     spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in found.timing.items())
-    say(f"processor time: {spent}; peak memory {found.peak_mib:,.0f} MiB")
+    told(f"processor time: {spent}; peak memory {found.peak_mib:,.0f} MiB")
 
 
 def _faithfulness(found: DiscoveryFile) -> None:
     one = found.faithfulness
-    say(
+    told(
         f"faithfulness on held-out prompts: {estimate(one.retained)}; metric {one.metric_circuit:.3f} of "
         f"{one.metric_model:.3f} (all ablated: {one.metric_ablated:.3f}); KL {one.kl:.3g} nats; accuracy "
         f"{one.accuracy_circuit:.3f} of {one.accuracy_model:.3f}"
     )
     if one.cmd is not None:
         beats = " (above 1: circuits that beat the model)" if one.cpr is not None and one.cpr > 1 else ""
-        say(f"MIB: CMD {one.cmd:.3f} (0 is best), beside it CPR {one.cpr:.3f}{beats}")
+        told(f"MIB: CMD {one.cmd:.3f} (0 is best), beside it CPR {one.cpr:.3f}{beats}")
     if one.curve:
-        largest = max(1.0, max(point.faithfulness for point in one.curve))
-        bars = "".join(SHADES[max(0, min(8, round(8 * point.faithfulness / largest)))] for point in one.curve)
-        first, last = one.curve[0], one.curve[-1]
-        say(f"size against faithfulness, {first.size} to {last.size} edges: {bars}")
+        told(_curve(one.curve))
+
+
+def _curve(curve: Sequence[CurvePoint]) -> str:
+    """Bars of the share kept by size, and the sizes from which on a share is kept."""
+    largest = max(1.0, max(point.faithfulness for point in curve))
+    places = sorted({round(len(curve) ** (index / (BARS - 1))) - 1 for index in range(BARS)})  # evenly on a log axis
+    heights = [round(8 * curve[place].faithfulness / largest) for place in places]
+    bars = "".join(SHADES[max(0, min(8, height))] for height in heights)
+    sizes = [(share, next((point.size for point in curve if point.faithfulness >= share), None)) for share in REACHED]
+    reached = ", ".join(f"{share:.0%} with {size:,}" for share, size in sizes if size is not None)
+    said = f"kept by the top edges of the ranking, {curve[0].size:,} to {curve[-1].size:,} on a log axis: |{bars}|"
+    return said + (f" {reached}" if reached else "")
 
 
 def _controls(found: DiscoveryFile) -> Table:
@@ -97,31 +119,27 @@ def _edges(found: DiscoveryFile) -> Table:
 def show_trajectory(output: CircuitOutput) -> None:
     """One row per checkpoint, then births and deaths of edges."""
     story = output.trajectory
-    table = Table(
-        "step",
-        "verdict",
-        "accuracy",
-        "edges",
-        "kept share",
-        "overlap before",
-        "two halves",
-        "changed",
-        title=output.model,
-    )
+    columns = ("step", "verdict", "accuracy", "edges", "metric kept", "overlap", "halves", "changed")
+    table = Table(*columns, title=visible(output.model))
     for point in story.points:
         kept = "-" if point.retained is None else f"{point.retained.value:.3f}"
         edges = f"{point.n_kept} of {point.n_live}" if point.n_live else "-"
         changed = {True: "yes", False: "no", None: "-"}[point.changed]
         halves = (_number(point.overlap), _number(point.split_half))
-        table.add_row(f"{point.step:,}", point.verdict, f"{point.accuracy:.3f}", edges, kept, *halves, changed)
+        verdict = SHORT.get(point.verdict, point.verdict)
+        table.add_row(f"{point.step:,}", verdict, f"{point.accuracy:.3f}", edges, kept, *halves, changed)
     out().print(table)
+    told(
+        "overlap: share of the edges of this and the last checkpoint's circuit that both hold; halves: the same of two "
+        "halves of the prompts here, which is what chance alone changes"
+    )
     for one in story.failed:
-        say(f"step {one.step:,} failed: {one.reason}")
+        told(f"step {one.step:,} failed: {one.reason}")
     if story.emerged is None:
-        say("no emergence: no three checkpoints in a row have the verdict 'circuit'")
+        told("no emergence: no three checkpoints in a row have the verdict 'circuit'")
     else:
-        say(f"circuit from step {story.emerged:,} on, three checkpoints in a row")
-    say(story.note)
+        told(f"circuit from step {story.emerged:,} on, three checkpoints in a row")
+    told(story.note)
     _lives(story)
 
 
@@ -130,13 +148,15 @@ def _lives(story: Trajectory) -> None:
     if not born:
         return
     more = f", {TOP_EDGES} shown" if len(born) > TOP_EDGES else ""
-    title = f"{len(born)} edges that pass at three checkpoints in a row{more}"
-    table = Table("edge", "born", "died", "passes", title=title)
+    table = Table("edge", "born", "died", "passes", title=f"{len(born)} edges were born{more}")
     for edge in born[:TOP_EDGES]:
         died = "-" if edge.died is None else f"{edge.died:,}"
         table.add_row(Text(visible(edge.edge)), f"{edge.born:,}", died, str(len(edge.present)))
     out().print(table)
-    say("an edge passes where the verdict is 'circuit' and the circuit holds it; it dies where three are without it")
+    told(
+        "an edge passes where the verdict is 'circuit' and the circuit holds it; born: the first of three passes in a "
+        "row; died: the first of three checkpoints in a row without it"
+    )
 
 
 def _share(value: float | None) -> str:

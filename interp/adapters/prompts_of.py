@@ -9,6 +9,7 @@ from interp.adapters.opened import Flag
 from interp.adapters.weight_files import read_json, real_file
 from interp.errors import StoreError
 from interp.files import read_bytes
+from interp.pairs.tokenizers import able_to_fail
 
 FILE, CONFIG = "tokenizer.json", "tokenizer_config.json"
 MAX_BYTES = 128 << 20
@@ -44,5 +45,5 @@ def _bos_first(path: Path, root: Path, stated: dict) -> bool:
         raise StoreError(f"{path}: not a tokenizer ({str(error)[:160]})") from None
     token = stated.get("bos_token")
     token = token.get("content") if isinstance(token, dict) else token
-    first = tokenizer.encode("a").ids[:1]
+    first = able_to_fail(tokenizer)[0].encode("a").ids[:1]
     return isinstance(token, str) and first != [] and first[0] == tokenizer.token_to_id(token)

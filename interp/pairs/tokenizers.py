@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from interp.jsonfile import decode
 
 WRITING = ("added_tokens", "normalizer", "pre_tokenizer", "model")  # parts of a tokenizer file
 MAX_BYTES = 128 << 20
+UNKNOWN = "\ue000unknown"
 UNUSED_ROWS, UNUSED_SHARE = 1024, 0.1  # rows of an embedding that no token uses: padding up to a round number
 
 Bos = bool | int | str
@@ -36,15 +37,17 @@ class TextTokenizer:
     Args:
         inner: the tokenizer itself.
         bos: id of the token that begins a text, None where none is stated.
+        added: id that was added for what it cannot write, see `able_to_fail`.
     """
 
     inner: Tokenizer
     bos: int | None = None
+    added: int | None = None
 
     @cached_property
     def d_vocab(self) -> int:
         """One more than the largest token id that it can write."""
-        return max(self.inner.get_vocab(with_added_tokens=True).values()) + 1
+        return max(id for id in self.inner.get_vocab(with_added_tokens=True).values() if id != self.added) + 1
 
     @cached_property
     def fingerprint(self) -> str:
@@ -53,11 +56,15 @@ class TextTokenizer:
         What is added around a text (post-processing, truncation, padding) is left out, as it is never used here.
         """
         whole = json.loads(self.inner.to_str())
+        if self.added is not None:
+            whole["model"] = _without(whole["model"], self.added)
         return hashlib.sha256(canonical_json([whole[key] for key in WRITING])).hexdigest()
 
     @cached_property
     def unknown(self) -> int | None:
         """Id that stands for what it cannot write; None for tokenizers that write every text."""
+        if self.added is not None:
+            return self.added
         token = getattr(self.inner.model, "unk_token", None)
         return None if token is None else self.inner.token_to_id(token)
 
@@ -151,10 +158,35 @@ def text_tokenizer(tokenizer: Any) -> TextTokenizer:
             "library, or one of transformers that is backed by it (a folder with tokenizer.json)"
         )
     bos = None if tokenizer is inner else getattr(tokenizer, "bos_token_id", None)
-    copy = Tokenizer.from_str(inner.to_str())
+    copy, added = able_to_fail(inner)
     copy.no_truncation()
     copy.no_padding()
-    return TextTokenizer(copy, bos)
+    return TextTokenizer(copy, bos, added)
+
+
+def able_to_fail(inner: Tokenizer) -> tuple[Tokenizer, int | None]:
+    """A copy that writes an id of its own for what it cannot write, and that id; None where it had one, or needs none.
+
+    A tokenizer of whole words whose vocabulary lacks the token for unknown ones would end the program instead.
+    """
+    body = json.loads(inner.to_str())
+    model, added = body["model"], max(inner.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+    vocabulary, token = model.get("vocab"), model.get("unk_token")
+    if model.get("type") == "Unigram" and model.get("unk_id") is None and added == len(vocabulary):
+        worst = min((score for _, score in vocabulary), default=0.0)
+        model |= {"vocab": [*vocabulary, [UNKNOWN, worst - 10.0]], "unk_id": added}
+    elif isinstance(vocabulary, dict) and isinstance(token, str) and token not in vocabulary:
+        model["vocab"] = {**vocabulary, token: added}
+    else:
+        return Tokenizer.from_str(inner.to_str()), None
+    return Tokenizer.from_str(json.dumps(body)), added
+
+
+def _without(model: dict[str, Any], added: int) -> dict[str, Any]:
+    """The model as its file has it."""
+    if isinstance(model["vocab"], dict):
+        return {**model, "vocab": {token: id for token, id in model["vocab"].items() if id != added}}
+    return {**model, "vocab": model["vocab"][:added], "unk_id": None}
 
 
 def load_tokenizer(folder: Path | str) -> TextTokenizer:
@@ -185,7 +217,7 @@ def load_tokenizer(folder: Path | str) -> TextTokenizer:
         token = stated.get("bos_token") if isinstance(stated, dict) else None
         token = token.get("content") if isinstance(token, dict) else token
         bos = inner.token_to_id(token) if isinstance(token, str) else None
-    return TextTokenizer(text_tokenizer(inner).inner, bos)
+    return replace(text_tokenizer(inner), bos=bos)
 
 
 def fits(tokenizer: Any, d_vocab: int, *, unused: int | None = None) -> TextTokenizer:

@@ -83,7 +83,7 @@ def test_all_checkpoints_give_a_row_each(capsys, run):
     story = json.loads(out)["trajectory"]
     assert code == 0 and [point["step"] for point in story["points"]] == [0, LAST]
     code, out, _ = called(capsys, *of_run(run, *QUICK, "--checkpoints", "all"))
-    assert code == 0 and "no emergence" in out and "no behaviour to explain" in out
+    assert code == 0 and "no emergence: no three checkpoints in a row" in out and "no behaviour" in out
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,13 @@ from circuits.interchange.hf_folder import ARCHITECTURES, Expressed, expressed, 
 from circuits.interchange.hf_parts import rotary_base
 from circuits.interchange.hf_run import export_model
 from interp.adapters.opening import open_model
+from interp.config import DataConfig
 from interp.decoder import Decoder, Rotary, decoder_of, forward
-from interp.errors import CheckpointError, ConfigError, StoreError
+from interp.errors import CheckpointError, ConfigError, StoreError, UsageError
+from interp.pairs.jsonl import read_jsonl
+from interp.pairs.tokenizers import load_tokenizer
 from interp.run import Store
+from interp.train import load_model
 from tests.unit.small_decoders import grouped, parallel
 from tests.unit.test_decoder import random_model
 
@@ -160,6 +164,23 @@ def test_the_base_of_rotary_positions_is_found_or_refused():
     assert rotary_base(Rotary(torch.tensor([1.0]), interleaved=True)) == 10000.0
     assert rotary_base(Rotary(torch.tensor([1.0, 0.3, 0.2]), interleaved=True)) is None
     assert rotary_base(Rotary(speeds, interleaved=True, scale=1.1)) is None
+
+
+def test_the_folder_of_a_run_takes_its_words_as_prompts(tiny_run, tmp_path):
+    run = Store(tiny_run).run("tiny")
+    export_model(run, None, tmp_path / "out")
+    model, task, _ = load_model(run)
+    opened = open_model(tmp_path / "out")
+    tokens = task.split(0, DataConfig(per_length=4)).train[3][:2]
+    clean, corrupted = (" ".join(task.vocabulary.names(row)) for row in tokens)
+    line = {"clean": clean, "corrupted": corrupted, "answers": f" {task.vocabulary.tokens[-1]}"}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(line))
+    pairs = read_jsonl(tmp_path / "pairs.jsonl", load_tokenizer(opened.tokenizer_path), d_vocab=len(opened.decoder.W_E))
+    assert pairs.clean.tolist() == tokens[:1].tolist()
+    assert (forward(opened.decoder, pairs.clean) - model(pairs.clean)).abs().max() < 1e-4
+    (tmp_path / "pairs.jsonl").write_text(json.dumps({**line, "clean": "BoS elephant"}))
+    with pytest.raises(UsageError, match=r"pairs.jsonl:1: clean: the tokenizer cannot write 'elephant'"):
+        read_jsonl(tmp_path / "pairs.jsonl", load_tokenizer(opened.tokenizer_path))
 
 
 def test_a_run_becomes_a_folder_with_tokenizer_card_and_provenance(tiny_run, tmp_path):

@@ -1,11 +1,15 @@
 """Local tokenizers: one token or not, what fits a model, and folders that are refused without running anything."""
 
+import hashlib
 import json
 
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
 
+from interp.adapters.prompts_of import prompt_layout
+from interp.config import canonical_json
 from interp.errors import StoreError, UsageError
-from interp.pairs.tokenizers import fits, load_tokenizer, text_tokenizer
+from interp.pairs.tokenizers import WRITING, fits, load_tokenizer, text_tokenizer
 from tests.unit.small_tokenizers import english, marked_spaces, whole_words, wrapped
 
 
@@ -36,6 +40,31 @@ def test_unknown_words_are_refused_wherever_they_stand():
     assert text.one(" dog") is None
     with pytest.raises(UsageError, match="answers ' dog' is unknown to the tokenizer"):
         text.require_one(" dog", "answers")
+
+
+WITHOUT_UNKNOWN = {
+    "WordLevel": models.WordLevel({"the": 0, "cat": 1}, unk_token="<unk>"),
+    "WordPiece": models.WordPiece({"the": 0, "cat": 1}, unk_token="[UNK]"),
+    "Unigram": models.Unigram([("the", -1.0), ("cat", -2.0)]),
+    "BPE": models.BPE({"the": 0, "cat": 1}, [], unk_token="<unk>"),
+}
+
+
+@pytest.mark.parametrize("kind", WITHOUT_UNKNOWN)
+def test_unknown_words_are_refused_by_tokenizers_without_a_token_for_them_too(kind, tmp_path):
+    inner = Tokenizer(WITHOUT_UNKNOWN[kind])
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    inner.save(str(tmp_path / "tokenizer.json"))
+    text = load_tokenizer(tmp_path)
+    if kind != "BPE":
+        assert text.encode("the cat the").ids == (0, 1, 0)
+    with pytest.raises(UsageError, match=r"the tokenizer cannot write '(dog|d|t)'"):
+        text.encode("the dog cat")
+    assert text.one(" dog") is None and text.d_vocab == 2
+    assert fits(text, 2) is text and prompt_layout(tmp_path, tmp_path)[0] is False
+    written = json.loads((tmp_path / "tokenizer.json").read_text())
+    wanted = [written[key] for key in WRITING]
+    assert text.fingerprint == hashlib.sha256(canonical_json(wanted)).hexdigest(), "that of the file"
 
 
 def test_truncation_and_padding_of_a_tokenizer_file_are_not_applied():
