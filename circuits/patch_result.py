@@ -21,6 +21,7 @@ REASONS = (
     "padding",
 )
 HEADED = {"z", "q", "k", "v"}
+COARSE = ("tf32", "bf16")
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,18 @@ class PatchResult:
     graph: str = "no graph: full forwards"
     kind: str = "single site, everything downstream recomputed"
     patches: Any = field(default=None, repr=False)
+
+    def __str__(self) -> str:
+        """What was done, by what and at which cost; in tf32 and bf16 with the error of `verify`, which reruns some."""
+        ran = int((self.reason == 0).sum())
+        lines = [
+            f"{ran:,} effects of {self.site} ({self.kind}) in {self.precision}, {self.seconds:.3g} s",
+            str(self.plan),
+        ]
+        lines.append("; ".join(part for part in (self.backend, self.graph) if part))
+        if self.precision in COARSE:
+            lines.append(str(self.verify()))
+        return "\n".join(lines)
 
     @property
     def normalised(self) -> Float[Tensor, "prompt layer component pos"]:

@@ -10,7 +10,7 @@ from circuits.engine.record import Record
 from circuits.engine.rows import Chosen, OneRow, Rows
 from circuits.engine.sweep import Branches
 from circuits.engine.wave import norm_delta
-from circuits.metrics import Metric, UserMetric
+from circuits.metrics import KL, Metric, UserMetric
 from circuits.metrics import Rows as MetricRows
 from interp.decoder import Decoder, affine
 from interp.errors import UsageError
@@ -81,6 +81,9 @@ class Scores:
             return (dy * used).sum(-1) * (rows >= 0)
         out, read = dy.new_zeros(rows.shape), rows >= 0
         cases, index = dy[read], rows[read]  # [case d_model], [case]
+        if isinstance(self.metric, KL) and mul.kernel_for("kl", dy):
+            out[read] = mul.run("kl", self.base_logits, index, cases.contiguous(), self.decoder.W_U)
+            return out
         step = max(1, LOGITS_AT_A_TIME // self.decoder.W_U.shape[1])
         pieces = [
             self.metric.change(

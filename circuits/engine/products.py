@@ -96,12 +96,22 @@ class Products:
     def onto(
         self, base: Float[Tensor, "*row n_out"], delta: Float[Tensor, "*row n_in"], weight: Float[Tensor, "n_in n_out"]
     ) -> Float[Tensor, "*row n_out"]:
-        """base + delta W, written over base, which must be contiguous."""
-        if self.precision not in ("fp64", "fp32"):
+        """base + delta W, written over base."""
+        if self.precision not in ("fp64", "fp32") or not base.is_contiguous():
             return base.add_(self(delta, weight))
         self.count(2 * delta.numel() * weight.shape[1])
         base.view(-1, base.shape[-1]).addmm_(delta.reshape(-1, delta.shape[-1]), weight)
         return base
+
+    def into(
+        self, out: Float[Tensor, "*row n_out"], delta: Float[Tensor, "*row n_in"], weight: Float[Tensor, "n_in n_out"]
+    ) -> Float[Tensor, "*row n_out"]:
+        """delta W, written into out."""
+        if self.precision not in ("fp64", "fp32") or not out.is_contiguous():
+            return out.copy_(self(delta, weight))
+        self.count(2 * delta.numel() * weight.shape[1])
+        torch.mm(delta.reshape(-1, delta.shape[-1]), weight, out=out.view(-1, out.shape[-1]))
+        return out
 
     def standardised(
         self, norm: Norm, base: Float[Tensor, "batch pos d_model"]

@@ -1,10 +1,10 @@
 """The wave front: branches join at their layer, and one product per weight matrix carries all of them onwards."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuits.engine.one_column import column_update, own_row
@@ -33,7 +33,7 @@ class Joining:
     """Branches that begin in one layer; all of them may be given.
 
     Attributes:
-        mid: differences of one row of the stream between attention and MLP; it and `spread` are written over.
+        mid: differences of one row of the stream between attention and MLP; written over.
         spread: the same for all rows that the layer carries on, as a patched key or value causes.
         post: differences of one row of the stream after the block.
         spread_post: the same for all rows.
@@ -78,17 +78,22 @@ def sweep(
         mid, spread = joins.mid, joins.spread
         if number == last and mid is not None and rows.count == 1 and not layer.parallel:
             spread, mid = merged([spread, _at_rows(mid, rows)]), None  # no dearer there than alone
-        carried = [] if spread is None else [_through_mlp(layer, kept, rows, spread, None, mul)]
+        stack = Stack.of(base.final, rows.count, [spread, full, one, joins.spread_post])
+        if spread is not None:
+            _add_mlp(layer, kept, rows, stack.take(spread), None, mul)
         for some in () if full is None else blocks(full, span.count):
-            carried.append(
-                _through_mlp(layer, kept, rows, *_attention_of_full(layer, kept, span, rows, some, mul), mul)
-            )
+            room = stack.room(len(some.p))
+            before = _attention_of_full(layer, kept, span, rows, some, room, mul)
+            _add_mlp(layer, kept, rows, room, before, mul)
         if one is not None:
             state = queries(number, rows)
             for some in blocks(one, rows.count):
-                found = _attention_of_one(layer, kept, rows, some, state, mul)
-                carried.append(_through_mlp(layer, kept, rows, *found, mul))
-        full = merged([*carried, joins.spread_post])
+                room = stack.room(len(some.p))
+                before = _attention_of_one(layer, kept, rows, some, state, room, mul)
+                _add_mlp(layer, kept, rows, room, before, mul)
+        if joins.spread_post is not None:
+            stack.take(joins.spread_post)
+        full = stack.branches
         if mid is not None and layer.mlp is not None and not layer.parallel:
             changed = mlp_delta(layer, kept, OneRow(mid.p), mid.delta, mul, onto=mid.delta)
             mid = Branches(changed, mid.p, mid.slot)
@@ -110,6 +115,36 @@ def merged(several: Iterable[Branches | None]) -> Branches | None:
 FIELDS = (("delta", 1), ("p", 0), ("slot", 0))
 
 
+@dataclass
+class Stack:
+    """Branches of many rows that leave a block, written into one tensor part by part; `done` of them are."""
+
+    branches: Branches | None
+    done: int = 0
+
+    @classmethod
+    def of(cls, like: Float[Tensor, "batch pos d_model"], n_rows: int, parts: Sequence[Branches | None]) -> "Stack":
+        """Room for the parts given, in this order; their own differences may be of one row or of many."""
+        there = [part for part in parts if part is not None and len(part.p)]
+        if not there:
+            return cls(None)
+        one = len(there) == 1
+        p, slot = (
+            getattr(there[0], name) if one else torch.cat([getattr(part, name) for part in there])
+            for name in ("p", "slot")
+        )
+        return cls(Branches(like.new_empty(len(like), len(p), n_rows, like.shape[-1]), p, slot))
+
+    def room(self, count: int) -> Float[Tensor, "batch branch row d_model"]:
+        """Where the next branches go."""
+        self.done += count
+        return self.branches.delta[:, self.done - count : self.done]
+
+    def take(self, part: Branches) -> Float[Tensor, "batch branch row d_model"]:
+        """The next branches, copied to their place."""
+        return self.room(len(part.p)).copy_(part.delta) if len(part.p) else part.delta
+
+
 def _at_rows(one: Branches, rows: Rows) -> Branches:
     """Branches of one row as differences of the rows given, zero but at their own."""
     own = rows.positions(len(one.delta), one.p.device)[:, None] == one.p[:, None]  # [batch branch row]
@@ -117,21 +152,21 @@ def _at_rows(one: Branches, rows: Rows) -> Branches:
 
 
 def _attention_of_full(
-    layer: Layer, base: LayerRecord, span: Span, rows: Rows, full: Branches, mul: Products
-) -> tuple[Branches, Tensor | None]:
-    """The stream after attention, and its difference before (for the MLP of a parallel block)."""
+    layer: Layer, base: LayerRecord, span: Span, rows: Rows, full: Branches, room: Tensor, mul: Products
+) -> Tensor | None:
+    """Write the stream after attention into `room`; its difference before, for the MLP of a parallel block."""
     dy = norm_delta(layer.ln1, base.pre, span, full.delta, mul)
     dz = suffix_attention(layer, base, span, dy, rows, full.p, mul)
     before = narrow(full.delta, span, rows)
     carried = narrow(dy, span, rows) if layer.adds_to_normed else before
-    mid = mul(dz.flatten(-2), layer.attn.W_O.flatten(0, 1)) + carried
-    return Branches(mid, full.p, full.slot), before
+    mul.into(room, dz.flatten(-2), layer.attn.W_O.flatten(0, 1)).add_(carried)
+    return before
 
 
 def _attention_of_one(
-    layer: Layer, base: LayerRecord, rows: Rows, one: Branches, state: State, mul: Products
-) -> tuple[Branches, Tensor | None]:
-    """One changed row: later queries see one changed column, and the row itself has a new query."""
+    layer: Layer, base: LayerRecord, rows: Rows, one: Branches, state: State, mid: Tensor, mul: Products
+) -> Tensor | None:
+    """One changed row: later queries see one changed column, and the row itself has a new query; writes `mid`."""
     attn, here = layer.attn, OneRow(one.p)
     dy = norm_delta(layer.ln1, base.pre, here, one.delta, mul)
     position = here.positions(len(dy))
@@ -143,27 +178,24 @@ def _attention_of_one(
         some = own.branch
         dq = turned(attn.rotary, mul.heads(dy[:, some], attn.W_Q), position[:, some])
         own.put(dz, own_row(attn, base, one.p[some], dq, dk[:, some], dv[:, some], mul))
-    mid = mul(dz.flatten(-2), attn.W_O.flatten(0, 1))
+    mul.into(mid, dz.flatten(-2), attn.W_O.flatten(0, 1))
     own.add(mid, (dy if layer.adds_to_normed else one.delta)[:, own.branch])
     before = None
     if layer.parallel:
         before = torch.zeros_like(mid)
         own.add(before, one.delta[:, own.branch])
-    return Branches(mid, one.p, one.slot), before
+    return before
 
 
-def _through_mlp(
-    layer: Layer, base: LayerRecord, rows: Rows, mid: Branches, before: Tensor | None, mul: Products
-) -> Branches:
-    """Many-row branches after the MLP, written over `mid`.
+def _add_mlp(layer: Layer, base: LayerRecord, rows: Rows, mid: Tensor, before: Tensor | None, mul: Products) -> None:
+    """Add what the MLP changes to many-row differences `mid`.
 
     Args:
         before: what the MLP of a parallel block reads; None for no difference.
     """
     if layer.mlp is None or (layer.parallel and before is None):
-        return mid
-    reads = before if layer.parallel else mid.delta
-    return Branches(mlp_delta(layer, base, rows, reads, mul, onto=mid.delta), mid.p, mid.slot)
+        return
+    mlp_delta(layer, base, rows, before if layer.parallel else mid, mul, onto=mid)
 
 
 def blocks(branches: Branches, n_rows: int) -> Iterable[Branches]:

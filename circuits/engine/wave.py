@@ -49,28 +49,20 @@ def mlp_delta(
     """What a change of the MLP's residual input changes in its output, in pieces that stay in a CPU's cache.
 
     Args:
-        onto: what to add it to, written over; may be `delta` itself. None for nothing.
+        onto: what to add it to, in place; may be `delta` itself. None for nothing.
     """
     n_batch, n_branch = delta.shape[:2]
     per_branch = n_batch * (1 if isinstance(rows, OneRow) else rows.count)
     size = n_branch if delta.is_cuda else max(1, CACHED_ROWS // per_branch)
     if n_branch <= 2 * size:
         post = mlp_post_delta(layer, base, rows, delta, mul)
-        if onto is None or not onto.is_contiguous():
-            out = mul(post, layer.mlp.W_out)
-            return out if onto is None else out.add_(onto)
-        return mul.onto(onto, post, layer.mlp.W_out)
+        return mul(post, layer.mlp.W_out) if onto is None else mul.onto(onto, post, layer.mlp.W_out)
     out = torch.empty_like(delta, memory_format=torch.contiguous_format) if onto is None else onto
     for first in range(0, n_branch, size):
         part = slice(first, first + size)
         some = OneRow(rows.p[part]) if isinstance(rows, OneRow) else rows
         post = mlp_post_delta(layer, base, some, delta[:, part], mul)
-        if onto is None:
-            out[:, part] = mul(post, layer.mlp.W_out)
-        elif out[:, part].is_contiguous():
-            mul.onto(out[:, part], post, layer.mlp.W_out)
-        else:
-            out[:, part] += mul(post, layer.mlp.W_out)
+        (mul.into if onto is None else mul.onto)(out[:, part], post, layer.mlp.W_out)
     return out
 
 
@@ -151,8 +143,9 @@ def attention_change(
 def _with_suffix(base: Tensor, delta: Tensor, span: Span) -> Float[Tensor, "case kv_head key d_head"]:
     """Base keys (or values) before the span, changed ones within it."""
     n_batch, n_branch, _, heads, d_head = delta.shape
-    prefix = base[:, None, : span.start].expand(-1, n_branch, -1, -1, -1)
-    whole = torch.cat((prefix, delta + base[:, None, span.start : span.stop]), 2)  # [batch branch key head d_head]
+    whole = delta.new_empty(n_batch, n_branch, span.stop, heads, d_head)  # [batch branch key head d_head]
+    whole[:, :, : span.start] = base[:, None, : span.start]
+    torch.add(delta, base[:, None, span.start : span.stop], out=whole[:, :, span.start :])
     return whole.view(n_batch * n_branch, span.stop, heads, d_head).transpose(1, 2)
 
 

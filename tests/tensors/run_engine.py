@@ -5,14 +5,16 @@ import sys
 
 import torch
 
+from circuits.metrics import KL
 from circuits.patching import patch_heads
 from tests.unit.small_decoders import logit_diff, prompts, small_decoder
 
 
-def error(name: str, site: str, positions: str) -> dict:
+def error(name: str, site: str, positions: str, metric: str = "logit difference") -> dict:
     """Largest error against float64, that of the torch path, the largest effect, and what ran."""
     decoder, (clean, corrupted) = small_decoder(name, n_layers=3), prompts(length=5, same=1)
-    runs = {"clean": clean, "corrupted": corrupted, "metric": logit_diff(positions=positions), "site": site}
+    read = {"logit difference": logit_diff(positions=positions), "KL": KL(positions)}[metric]
+    runs = {"clean": clean, "corrupted": corrupted, "metric": read, "site": site}
     exact = patch_heads(decoder, **runs, precision="fp64").effect
     single = decoder.to(torch.float32)
     kernels, plain = patch_heads(single, **runs), patch_heads(single, **runs, backend="torch")

@@ -37,6 +37,12 @@ def test_engine_on_interpreted_kernels_is_as_exact_as_on_torch(cases):
         assert "suffix_attention: interpret" in found["backend"]
 
 
+def test_divergences_come_from_their_kernel_without_logits():
+    (found,) = interpreted([("preset", "z", "all", "KL")])
+    check(found)
+    assert "kl: interpret" in found["backend"]
+
+
 @pytest.mark.slow
 def test_engine_on_interpreted_kernels_covers_the_other_families():
     for found in interpreted(MORE):

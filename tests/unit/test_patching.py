@@ -236,6 +236,18 @@ def test_verify_reports_the_error_and_sees_a_wrong_effect():
     assert result.verify(10).max_error == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_a_coarse_result_prints_the_error_of_its_verification(precision):
+    clean, corrupted = prompts()
+    decoder = small_decoder("preset").to(torch.float32)
+    runs = {"clean": clean, "corrupted": corrupted, "metric": logit_diff()}
+    coarse = patch_heads(decoder, **runs, precision=precision)
+    assert str(coarse.verify()) in str(coarse)
+    assert f"in {precision}" in str(coarse)
+    assert "no graph: tensors are on cpu" in str(coarse)
+    assert "rerun" not in str(patch_heads(decoder, **runs))
+
+
 def test_a_normalised_effect_of_one_is_the_whole_difference():
     decoder, (clean, corrupted) = small_decoder("preset", n_layers=1), prompts(same=5)
     result = patch_heads(

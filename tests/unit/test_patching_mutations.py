@@ -44,7 +44,7 @@ def rows_from_the_next(read, span):
 
 
 def linear_mlp(layer, base, rows, delta, mul, onto):
-    return onto + delta
+    return onto.add_(delta)
 
 
 BROKEN = {
