@@ -15,6 +15,7 @@ import argparse
 import json
 import statistics
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from multiprocessing import get_context
@@ -285,6 +286,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--run", type=Path, metavar="STORE/NAME", help="also the weights of a trained run")
     parser.add_argument("--out", type=Path, help="folder for patching.json and patching.svg (full run: results)")
     parser.add_argument("--resume", action="store_true", help="keep the cases that this code has in the folder already")
+    parser.add_argument("--merge", action="store_true", help="keep the folder's other cases, whatever code they are of")
     return parser.parse_args()
 
 
@@ -303,7 +305,7 @@ def main() -> int:
         found.append(record)
         console.print(*correctness_lines(record), sep="\n", highlight=False, soft_wrap=True)
         if out is not None:
-            write(out, found)
+            write(out, found, others(out, found) if options.merge else [])
     console.print(table(found))
     return int(any(not one["passed"] for record in found for one in record["checks"]))
 
@@ -322,8 +324,23 @@ def kept(folder: Path) -> list[dict[str, Any]]:
     return document["cases"] if document.get("provenance") == provenance() else []
 
 
-def write(folder: Path, found: list[dict[str, Any]]) -> None:
+def others(folder: Path, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Cases of the folder that are not among those found, each with the provenance that it was measured with."""
+    path, names = folder / "patching.json", {case["name"] for case in found}
+    document = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"cases": [], "provenance": None}
+    kept = [case for case in document["cases"] if case["name"] not in names]
+    return [{"provenance": document["provenance"]} | case for case in kept]
+
+
+def in_order(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Cases in the order of CASES, then those of trained runs."""
+    names = [case.name for case in CASES]
+    return sorted(found, key=lambda case: names.index(case["name"]) if case["name"] in names else len(names))
+
+
+def write(folder: Path, found: list[dict[str, Any]], kept: Sequence[dict[str, Any]] = ()) -> None:
     """The JSON record and the plot."""
+    found = in_order([*found, *kept])
     document = {
         "format": 1,
         "benchmark": "patching",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import json
 import sys
 import xml.etree.ElementTree as ElementTree
 
@@ -178,6 +179,20 @@ def test_an_interrupted_benchmark_keeps_its_cases_for_the_same_code_only(tmp_pat
     assert [record["name"] for record in patching.kept(tmp_path)] == ["small"]
     monkeypatch.setattr(patching, "PEER_PACKAGES", ("pytest",))
     assert patching.kept(tmp_path) == patching.kept(tmp_path / "elsewhere") == []
+
+
+def test_a_case_measured_again_replaces_itself_and_leaves_the_others_their_provenance(tmp_path, monkeypatch):
+    monkeypatch.setattr(patching, "plot", lambda found: "")
+    monkeypatch.setattr(patching, "provenance", lambda: "old")
+    patching.write(tmp_path, [{"name": "toy-64-all", "n": 1}, {"name": "toy-64-last", "n": 2}])
+    monkeypatch.setattr(patching, "provenance", lambda: "new")
+    again = [{"name": "toy-64-all", "n": 3}]
+    patching.write(tmp_path, again, patching.others(tmp_path, again))
+    document = json.loads((tmp_path / "patching.json").read_text())
+    assert document["provenance"] == "new"
+    old = {"provenance": "old", "name": "toy-64-last", "n": 2}
+    assert document["cases"] == [old, {"name": "toy-64-all", "n": 3}]
+    assert patching.others(tmp_path, again) == [old]
 
 
 def test_a_sample_is_scaled_and_its_preparation_counted_once():
