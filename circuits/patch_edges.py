@@ -38,6 +38,8 @@ class EdgeResult:
             positions where pooled. The position is the sender's: for a query edge that of the query, for a key or value
             edge that of the key. Exactly 0 for pairs that are no edge and for edges that cannot reach the metric.
         asked: [sender, receiver], the edges that were asked for.
+        backend: which implementation ran, by operation.
+        drift: metric of the base run minus its value in the model's own 16-bit format; None for 32-bit weights.
         kind: what an effect is.
     """
 
@@ -53,6 +55,8 @@ class EdgeResult:
     branches: int
     seconds: float
     kind: str = "single edge, everything downstream of the receiver recomputed"
+    backend: str = ""
+    drift: Float[Tensor, "prompt"] | None = None
     runs: Any = field(default=None, repr=False)
 
     def score(self, edge: str) -> Float[Tensor, "prompt *place"]:
@@ -136,6 +140,8 @@ def patch_edges(
         flops=runs.mul.flops,
         branches=branches,
         seconds=time.perf_counter() - started,
+        backend=runs.mul.by,
+        drift=runs.drift,
         runs=runs,
     )
 

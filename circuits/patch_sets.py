@@ -40,6 +40,8 @@ class SetResult:
     Attributes:
         effect: [prompt, set], metric(all patches of the set in place) - metric(base).
         base, source: metric of the run that is patched into, and of the run that is patched from (None for ablations).
+        backend: which implementation ran, by operation.
+        drift: metric of the base run minus its value in the model's own 16-bit format; None for 32-bit weights.
     """
 
     effect: Float[Tensor, "prompt set"]
@@ -52,6 +54,8 @@ class SetResult:
     flops: int
     seconds: float
     kind: str = "several sites at once, everything downstream recomputed"
+    backend: str = ""
+    drift: Float[Tensor, "prompt"] | None = None
     runs: Any = field(default=None, repr=False)
 
     def to_frame(self) -> "pd.DataFrame":
@@ -105,6 +109,8 @@ def patch_sets(
         precision=given.precision,
         flops=runs.mul.flops,
         seconds=time.perf_counter() - started,
+        backend=runs.mul.by,
+        drift=runs.drift,
         runs=runs,
     )
 

@@ -381,7 +381,7 @@ def result_of(patches: Patches, plan: Plan, effect: Tensor, reason: Tensor, grap
         direction=runs.given.direction,
         ablation=runs.given.ablation,
         precision=runs.mul.precision,
-        backend=", ".join(f"{op}: {by}" for op, by in sorted(runs.mul.ran.items())),
+        backend=runs.mul.by,
         plan=plan,
         flops=runs.mul.flops + runs.recording_flops,
         graph=graph,

@@ -158,6 +158,11 @@ class Products:
         self.fell_back |= done.by == "torch"
         return done.value
 
+    @property
+    def by(self) -> str:
+        """Which implementation ran, by operation."""
+        return ", ".join(f"{op}: {by}" for op, by in sorted(self.ran.items()))
+
     def fixed(self, decide: Callable[[], Any]) -> Any:
         """What the host decides from the shape of a chunk, never from values that differ between chunks of one shape.
 

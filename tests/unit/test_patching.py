@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from circuits.metrics import KL, Accuracy, LogitDiff, LogProb, UserMetric
+from circuits.patch_edges import patch_edges
 from circuits.patch_result import REASONS, PatchResult
+from circuits.patch_sets import patch_sets
 from circuits.patch_verify import rerun
 from circuits.patching import patch_heads, plan_heads
 from interp.decoder import decoder_of
@@ -225,6 +227,18 @@ def test_a_16_bit_model_runs_in_float32_and_its_drift_is_recorded(dtype, metric)
     assert (result.effect - exact.effect).abs().max() < 1e-4 * exact.effect.abs().max()
     assert 0 < result.drift.abs().max() < 1
     assert exact.drift is None
+
+
+def test_edges_and_sets_of_a_16_bit_model_record_what_ran_and_the_drift():
+    decoder, (clean, corrupted) = small_decoder("preset").to(torch.bfloat16), prompts()
+    runs = {"clean": clean, "corrupted": corrupted, "metric": logit_diff()}
+    drift = patch_heads(decoder, **runs).drift
+    edges = patch_edges(decoder, **runs, senders=["L0.H0"], receivers=["L1.H0.v", "logits"])
+    sets = patch_sets(decoder, [[("z", 0, 0, 3)]], **runs)
+    for result in (edges, sets):
+        assert (result.drift - drift).abs().max() < 1e-3 * drift.abs().max()  # rows recorded together round otherwise
+        assert "delta_norm: torch" in result.backend
+    assert patch_sets(decoder.to(torch.float32), [[("z", 0, 0, 3)]], **runs).drift is None
 
 
 def test_verify_reports_the_error_and_sees_a_wrong_effect():
