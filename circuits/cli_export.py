@@ -78,7 +78,8 @@ def _of_file(path: Path, to: str, step: int | None, pool: bool, output: Path | N
 
 def _beside(path: Path, circuit: "Circuit") -> list[str]:
     """A note where the discovery made last in the folder of a circuit.json is not the one that the file holds."""
-    from circuits.report.circuit_stored import FILE, holds_circuits, shelf_of_folder
+    from circuits.interchange.own import FILE
+    from circuits.report.circuit_stored import holds_circuits, shelf_of_folder
     from interp.errors import StoreError
 
     if path.name != FILE or not holds_circuits(path.parent):

@@ -1,6 +1,7 @@
 """A Hugging Face folder on disk as an `Opened`: GPT-2, GPT-NeoX, Llama, Mistral, Qwen2, mBART's decoder, our own."""
 
 from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,16 @@ from interp.adapters.own_folder import MODEL_TYPE, own_decoder
 from interp.adapters.prompts_of import prompt_layout, tokenizer_folder
 from interp.adapters.weight_files import Stored, fingerprint, main_dtype, read_json, require_shapes, shown
 from interp.decoder import Decoder
-from interp.errors import CheckpointError, NotExpressible, StoreError, UnknownName
+from interp.errors import CheckpointError, NotExpressible, StoreError
 
-FAMILIES: dict[str, Family] = {"gpt2": GPT2, "gpt_neox": GPT_NEOX, "llama": LLAMA, "mistral": LLAMA, "qwen2": LLAMA}
-FAMILIES |= {"mbart": MBART}
+FAMILIES: dict[str, Family] = {
+    "gpt2": GPT2,
+    "gpt_neox": GPT_NEOX,
+    "llama": LLAMA,
+    "mistral": LLAMA,
+    "qwen2": LLAMA,
+    "mbart": MBART,
+}
 KNOWN_AGAINST = {"qwen3": "a norm on queries and keys (qk-norm)", "gemma2": "norms after attention and soft caps"}
 BUFFERS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")  # change nothing here, but transformers checks them aloud
@@ -88,9 +95,11 @@ def family_of(body: dict, place: Path) -> Family:
     if kind in KNOWN_AGAINST:
         raise NotExpressible(f"{place}: model_type {kind!r} has {KNOWN_AGAINST[kind]}, which a Decoder cannot express")
     if kind not in FAMILIES:
-        nearest = str(UnknownName("model_type", shown(kind), FAMILIES))
+        near = get_close_matches(kind, FAMILIES, n=1, cutoff=0.8)
+        nearest = f"; did you mean {near[0]!r}?" if near else ""
         raise NotExpressible(
-            f"{place}: {nearest}; architectures read from disk are {', '.join(FAMILIES)}, others go through nnsight"
+            f"{place}: unknown model_type {shown(kind)!r}{nearest}; architectures read from disk are "
+            f"{', '.join(FAMILIES)}; others are patched through interp.adapters.nnsight"
         )
     return FAMILIES[kind]
 

@@ -183,7 +183,8 @@ class Pairs:
         for part in given:
             if part not in PARTS:
                 raise UnknownName("part", str(part), PARTS)
-        return replace(self, part=divided(self.unit.tolist(), self.group, self.part, seed, given))
+        where = f"{self.source.file}: " if self.source.file else ""
+        return replace(self, part=divided(self.unit.tolist(), self.group, self.part, seed, given, where))
 
     def aligned(self) -> bool:
         """Whether all prompts have their tokens and their spans in the same columns."""

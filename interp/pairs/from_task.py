@@ -65,12 +65,8 @@ def pairs_of_task(
     layout = task.layout(length)
     if not len(held_out.get(length, ())):
         raise TaskError(f"{task.name}: no held-out sequence of length {length}; lower data.train_share or take another")
-    pool, parts = held_out[length], sum(share > 0 for share in shares.values())
-    if 1 < len(pool) < parts or (len(pool) < parts and family != "mixed"):
-        raise TaskError(
-            f"{task.name}: length {length} has {len(pool)} held-out sequences, fewer than the {parts} parts of the "
-            "prompts; lower data.train_share or take another length"
-        )
+    pool = held_out[length]
+    _require_enough(task, length, len(pool), family, shares)
     settings: dict[str, Any] = {
         "task": task.name,
         "params": task.params.model_dump(mode="json"),
@@ -85,6 +81,16 @@ def pairs_of_task(
     if donor_lengths is not None:
         raise TaskError(f"{task.name}: donor_lengths are for mixed pairs; {family} pairs take their own donors")
     return _stepped(task, layout, n, generator, pool, family, step, wrong, shares, settings)
+
+
+def _require_enough(task: Task, length: int, n: int, family: str, shares: Mapping[str, float]) -> None:
+    """Raise TaskError for fewer held-out sequences than parts; mixed pairs say themselves what a single one lacks."""
+    parts = sum(share > 0 for share in shares.values())
+    if 1 < n < parts or (n < parts and family != "mixed"):
+        raise TaskError(
+            f"{task.name}: length {length} has {n} held-out sequences, fewer than the {parts} parts of the prompts; "
+            "lower data.train_share or take another length"
+        )
 
 
 def _stepped(

@@ -86,9 +86,7 @@ def read_jsonl(
             refuse_unequal(row)
     elif dropped == len(rows):
         raise UsageError(f"{path}: in all {dropped} pairs the prompts differ in length; none is left")
-    if bos is not False and text is None:
-        raise UsageError(f"{path}: a BOS token to put first needs a tokenizer; write its id into the prompts instead")
-    first = None if bos is False or text is None else text.bos_id(bos)
+    first = _bos(text, bos, path)
     written = header.get("source", {})
     names = {int(token): name for token, name in header.get("names", {}).items()}
     return stack(
@@ -182,6 +180,13 @@ def _settings(written: Mapping[str, Any], dropped: int) -> dict[str, Any]:
     return {**({"origin": origin} if origin else {}), **({"dropped_unequal": dropped} if dropped else {})}
 
 
+def _bos(text: TextTokenizer | None, bos: Bos, path: Path) -> int | None:
+    """Id of the token to put first."""
+    if bos is not False and text is None:
+        raise UsageError(f"{path}: a BOS token to put first needs a tokenizer; write its id into the prompts instead")
+    return None if text is None else text.bos_id(bos)
+
+
 def _tokenizer(tokenizer: Any, d_vocab: int | None) -> TextTokenizer | None:
     if tokenizer is None:
         return None
@@ -190,7 +195,7 @@ def _tokenizer(tokenizer: Any, d_vocab: int | None) -> TextTokenizer | None:
 
 def _require_tokenizer(text: TextTokenizer | None, where: str) -> TextTokenizer:
     if text is None:
-        raise UsageError(f"{where} needs a tokenizer; give one, or token ids")
+        raise UsageError(f"{where} is text, which needs a tokenizer (the model has no tokenizer.json); give token ids")
     return text
 
 

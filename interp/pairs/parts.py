@@ -11,7 +11,12 @@ from interp.rng import generator
 
 
 def divided(
-    units: Sequence[int], groups: Sequence[str], parts: Sequence[str], seed: int, shares: Mapping[str, float]
+    units: Sequence[int],
+    groups: Sequence[str],
+    parts: Sequence[str],
+    seed: int,
+    shares: Mapping[str, float],
+    where: str = "",
 ) -> tuple[str, ...]:
     """A part for each prompt: disjoint by unit and stratified by group; a pure function of its arguments.
 
@@ -39,7 +44,7 @@ def divided(
     empty = [part for part, share in shares.items() if share and not counts[part]]
     if empty:
         raise UsageError(
-            f"{len(strata)} sequences cannot be divided into {', '.join(shares)}: {empty[0]} would have none; "
+            f"{where}{len(strata)} sequences cannot be divided into {', '.join(shares)}: {empty[0]} would have none; "
             "give more sequences, or fewer parts"
         )
     return tuple(given[unit] for unit in units)

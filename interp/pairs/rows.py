@@ -46,7 +46,7 @@ def refuse_unequal(row: Row) -> None:
     if unequal(row):
         raise UsageError(
             f"{row.where}: the clean prompt has {len(row.clean)} tokens, the corrupted one {len(row.corrupted)}; "
-            "patching needs equal numbers: change a word, or leave such pairs out with drop_unequal"
+            "patching needs equal numbers: change a word or take the pair out (from Python drop_unequal=True does)"
         )
 
 

@@ -38,11 +38,13 @@ class TextTokenizer:
         inner: the tokenizer itself.
         bos: id of the token that begins a text, None where none is stated.
         added: id that was added for what it cannot write, see `able_to_fail`.
+        path: file that it was read from, "" where there is none.
     """
 
     inner: Tokenizer
     bos: int | None = None
     added: int | None = None
+    path: str = ""
 
     @cached_property
     def d_vocab(self) -> int:
@@ -217,7 +219,7 @@ def load_tokenizer(folder: Path | str) -> TextTokenizer:
         token = stated.get("bos_token") if isinstance(stated, dict) else None
         token = token.get("content") if isinstance(token, dict) else token
         bos = inner.token_to_id(token) if isinstance(token, str) else None
-    return replace(text_tokenizer(inner), bos=bos)
+    return replace(text_tokenizer(inner), bos=bos, path=str(path))
 
 
 def fits(tokenizer: Any, d_vocab: int, *, unused: int | None = None) -> TextTokenizer:
@@ -231,15 +233,16 @@ def fits(tokenizer: Any, d_vocab: int, *, unused: int | None = None) -> TextToke
         UsageError: if the tokenizer writes ids that the model does not have, or leaves too many of its rows unused.
     """
     checked = text_tokenizer(tokenizer)
+    where = f"{checked.path}: " if checked.path else ""
     if checked.d_vocab > d_vocab:
         raise UsageError(
-            f"the tokenizer writes token ids up to {checked.d_vocab - 1}, the model has only 0 to {d_vocab - 1}; "
-            "this is the tokenizer of another model"
+            f"{where}the tokenizer writes token ids up to {checked.d_vocab - 1}, the model has only 0 to "
+            f"{d_vocab - 1}; this is the tokenizer of another model"
         )
     allowed = max(UNUSED_ROWS, int(UNUSED_SHARE * d_vocab)) if unused is None else unused
     if d_vocab - checked.d_vocab > allowed:
         raise UsageError(
-            f"the tokenizer writes {checked.d_vocab} token ids, the model has {d_vocab}, so that "
+            f"{where}the tokenizer writes {checked.d_vocab} token ids, the model has {d_vocab}, so that "
             f"{d_vocab - checked.d_vocab} would never occur (at most {allowed} expected); this is the tokenizer of "
             "another model"
         )

@@ -221,7 +221,7 @@ def test_a_line_that_is_not_json_or_a_missing_file_is_said(tmp_path):
 
 
 def test_text_without_a_tokenizer_is_refused(tmp_path):
-    with pytest.raises(UsageError, match=r"pairs\.jsonl:1: clean needs a tokenizer; give one, or token ids"):
+    with pytest.raises(UsageError, match=r"pairs\.jsonl:1: clean is text, which needs a tokenizer .*; give token ids"):
         read_jsonl(file_of(tmp_path, LINE), d_vocab=20)
     with pytest.raises(UsageError, match="a BOS token to put first needs a tokenizer; write its id into the prompts"):
         read_jsonl(file_of(tmp_path, {"clean": [1], "corrupted": [2], "answers": 3}), d_vocab=20, bos=True)
