@@ -2,11 +2,9 @@
 
 from typing import Any
 
-from circuits.controls import FINEST
-
 HEADER = (
-    "| edges | kept, of live | share of live | metric kept | best random, number and offset matched | best random, all "
-    "types matched (of the circuit it holds) | CMD |\n|---|---|---|---|---|---|---|"
+    "| edges | kept, of live | share of live | metric kept | best random, matched as finely as leaves a choice | "
+    "best random, all types matched (of the circuit it holds) | CMD |\n|---|---|---|---|---|---|---|"
 )
 
 
@@ -24,18 +22,14 @@ def row(name: str, found: list[dict[str, Any]]) -> str:
     """The cells of one kind of graph."""
     live = {one["n_live"] for one in found}
     random = [one["controls"]["random paths"] for one in found]
-    same = [one["controls"].get("same types") for one in found]
-    if all(FINEST in one["what"] for one in random):  # the claim rests on all types
-        random, same = [], random
-    typed = "-"
-    if all(same):
-        typed = f"{span([one['largest'] for one in same])} ({span([one['shared'] for one in same])})"
+    same = [one["controls"].get("same types", one["controls"]["random paths"]) for one in found]
+    typed = f"{span([one['largest'] for one in same])} ({span([one['shared'] for one in same])})"
     cells = [
         name,
         f"{span([one['n_kept'] for one in found], '{:.0f}')} of {', '.join(f'{n:,}' for n in sorted(live))}",
         span([one["share_of_live"] for one in found]),
         span([one["kept"]["value"] for one in found]),
-        span([one["largest"] for one in random]) if random else "-",
+        span([one["largest"] for one in random]),
         typed,
         span([one["cmd"] for one in found], "{:.3f}"),
     ]
