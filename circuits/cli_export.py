@@ -50,6 +50,8 @@ def export(
         raise UnknownName("format", to, known)
     if checkpoint != "last" and not checkpoint.isdecimal():
         raise UsageError(f"--checkpoint {checkpoint!r}: expected last or a step such as 5080")
+    if to == "hf" and (pool or positions is not None):
+        raise UsageError("--pool, --positions and --no-positions are for circuits; --to hf writes the model")
     step = int(checkpoint) if checkpoint != "last" else None
     path = Path(source)
     if path.is_file():

@@ -55,6 +55,11 @@ def write_card(folder: Path, found: Expressed, origin: Origin, check: LogitCheck
     write_bytes(folder / "README.md", card(found, origin, check).encode("utf-8"))
 
 
+def belongs_to(text: str, run: str) -> bool:
+    """Whether a README.md is a card of this run, of whatever step."""
+    return text.startswith("---\n") and "\n- interp\n" in text and f"\n# {run}, step " in text
+
+
 def card(found: Expressed, origin: Origin, check: LogitCheck | None) -> str:
     """The text; equal models give equal text."""
     tags = ["interp", "mechanistic-interpretability", origin.task]

@@ -3,16 +3,19 @@
 from pathlib import Path
 
 from circuits.interchange.export import Exported
-from circuits.interchange.hf_card import Origin, write_card
+from circuits.interchange.hf_card import Origin, belongs_to, write_card
 from circuits.interchange.hf_folder import checked, expressed, write_tokenizer, write_weights
 from circuits.stored import newest_circuit
 from interp.config import DataConfig
+from interp.errors import UsageError
+from interp.files import read_bytes
 from interp.provenance import code_version
 from interp.run import Run
 from interp.run_summary import final_accuracy
 from interp.tasks.base import Task
 from interp.train import load_model
 
+MAX_CARD = 1 << 20
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md")
 
 
@@ -21,8 +24,10 @@ def export_model(run: Run, step: int | None, folder: Path) -> Exported:
 
     Raises:
         UnknownName, CheckpointError: for a checkpoint that is not there or damaged.
+        UsageError: for a folder that holds another model, which would be written over.
         StoreError: if a file cannot be written.
     """
+    _require_free(folder, run.name)
     model, task, checkpoint = load_model(run, step)
     found = expressed(model)
     write_weights(folder, found)
@@ -35,6 +40,14 @@ def export_model(run: Run, step: int | None, folder: Path) -> Exported:
     else:
         notes = [f"opens as {found.architecture}; logits differ by at most {check.largest:.1e}", *found.notes]
     return Exported(run.name, checkpoint.step, None, {name: folder / name for name in FILES}, notes)
+
+
+def _require_free(folder: Path, name: str) -> None:
+    """Refuse a folder with files of these names that are not those of an earlier export of the same run."""
+    there = [file for file in FILES if (folder / file).exists()]
+    own = folder / "README.md"
+    if there and not (own.is_file() and belongs_to(read_bytes(own, MAX_CARD).decode("utf-8", "replace"), name)):
+        raise UsageError(f"{folder}: holds {there[0]} of another model; give a folder of its own with -o")
 
 
 def _origin(run: Run, task: Task, step: int, checkpoint: str) -> Origin:

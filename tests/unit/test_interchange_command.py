@@ -5,7 +5,7 @@ import json
 import jsonschema
 import pytest
 
-from circuits.interchange.export import ENDINGS, circuit_of_path
+from circuits.interchange.export import ENDINGS, circuit_of_path, stem_of
 from circuits.interchange.own import write_circuit
 from circuits.outputs import ExportOutput
 from circuits.stored import discovery_payload
@@ -13,7 +13,7 @@ from interp.cli import main
 from interp.config import RunConfig
 from interp.errors import StoreError
 from interp.run import Store
-from tests.unit.small_circuits import circuit, discovery, placed, same, shape
+from tests.unit.small_circuits import circuit, discovery, placed, provenance, same, shape
 
 FLAT = circuit(edges={"embed->L0.H1.k": 1.0, "L0.H1->M1": -2.0, "M1->logits": 3.0})
 PLACED = placed({("embed->L0.H0.k", 1, 3): 1.0, ("L0.H0->logits", 3, 3): 2.0})
@@ -115,6 +115,8 @@ def test_where_nothing_is_stored_the_command_that_helps_is_named(store, capsys):
         ("nowhere --to mibb", "unknown format 'mibb'; did you mean 'mib'?"),
         ("nowhere --to mib --checkpoint first", "--checkpoint 'first': expected last or a step"),
         ("FILE --to hf", "--to hf writes the model of a run; this file has no weights"),
+        ("nowhere --to hf --pool", "--pool, --positions and --no-positions are for circuits; --to hf writes the model"),
+        ("nowhere --to hf --no-positions", "--no-positions are for circuits"),
         ("FILE --to mib --checkpoint 5", "--checkpoint is for a run"),
         ("FILE --to mib --positions", "--positions and --no-positions are for a run"),
         ("FOLDER/nothing.json --to mib", "nothing.json: no such file; export takes a run or a circuit file"),
@@ -129,6 +131,18 @@ def test_wrong_usage_is_one_line_and_writes_nothing(words, says, capsys, tmp_pat
     line = words.replace("FILE", str(tmp_path / "circuit.json")).replace("FOLDER", str(tmp_path)).split()
     assert says.replace("FOLDER", str(tmp_path)) in refused(capsys, *line, "--store", str(tmp_path / "runs"))
     assert [path.name for path in tmp_path.rglob("*")] == ["circuit.json"]
+
+
+def test_names_of_files_keep_the_dots_of_a_model_and_lose_its_ending():
+    for model, step, stem in (
+        ("Qwen2.5-0.5B", None, "Qwen2.5-0.5B"),
+        ("org/pythia-1.4b", 1000, "org-pythia-1.4b-step-1000"),
+        ("weights.pt", None, "weights"),
+        ("their.mib.json", None, "their.mib"),
+        ("..", None, "model"),
+    ):
+        one = circuit(edges={"embed->M0": 1.0}, provenance=provenance(model=model, step=step))
+        assert stem_of(one) == stem
 
 
 def test_every_kind_of_file_of_ours_is_told_by_what_it_holds(tmp_path):

@@ -183,6 +183,21 @@ def test_the_folder_of_a_run_takes_its_words_as_prompts(tiny_run, tmp_path):
         read_jsonl(tmp_path / "pairs.jsonl", load_tokenizer(opened.tokenizer_path))
 
 
+def test_a_model_that_is_there_already_is_never_written_over(tiny_run, tmp_path):
+    run, mine, theirs = Store(tiny_run).run("tiny"), tmp_path / "mine", tmp_path / "theirs"
+    export_model(run, 0, mine)
+    export_model(run, None, mine)  # the same run again
+    theirs.mkdir()
+    for file, said in (("model.safetensors", "theirs"), ("README.md", "# another, step 4")):
+        (theirs / file).write_text(said)
+        with pytest.raises(UsageError, match=r"theirs: holds model\.safetensors of another model; give a folder"):
+            export_model(run, None, theirs)
+    assert (theirs / "model.safetensors").read_text() == "theirs"
+    (mine / "README.md").write_text((mine / "README.md").read_text().replace("# tiny, step", "# other, step"))
+    with pytest.raises(UsageError, match=r"mine: holds config\.json of another model"):
+        export_model(run, None, mine)
+
+
 def test_a_run_becomes_a_folder_with_tokenizer_card_and_provenance(tiny_run, tmp_path):
     run = Store(tiny_run).run("tiny")
     done = export_model(run, None, tmp_path / "out")
