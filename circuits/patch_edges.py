@@ -118,18 +118,14 @@ def patch_edges(
     runs = runs_for(model, as_decoder(model), clean, corrupted, metric, given, trimmed=True)
     graph = edge_graph(runs.decoder)
     asked = asked_edges(graph, senders, receivers, edges).to(runs.base.final.device)
-    n_pos = runs.base.final.shape[1]
-    places = {"position": (n_pos, 1), "query": (n_pos, n_pos), "pooled": (1, 1)}[resolve]
-    shape = (len(graph.senders), len(graph.receivers), *places)
-    slots = torch.arange(torch.Size(shape).numel(), device=asked.device).view(shape)
-    slots.masked_fill_(~asked[:, :, None, None], -1)
+    slots = _slots(asked, runs.base.final.shape[1], resolve)
     scores = Scores(runs.decoder, runs.base, runs.metric, runs.rows, slots.numel())
     source = runs.other if runs.other is not None else ablated(runs)
     branches = (_run_pooled if resolve == "pooled" else _run)(runs, source, graph, asked, slots, scores)
-    kept = {"position": shape[:3], "query": shape, "pooled": shape[:2]}[resolve]
+    axes = {"position": 3, "query": 4, "pooled": 2}[resolve]
     base, other = runs.values
     return EdgeResult(
-        effect=scores.effect.view(len(clean), *kept),
+        effect=scores.effect.view(len(clean), *slots.shape[:axes]),
         asked=asked,
         graph=graph,
         base=base,
@@ -144,6 +140,16 @@ def patch_edges(
         drift=runs.drift,
         runs=runs,
     )
+
+
+def _slots(
+    asked: Bool[Tensor, "sender receiver"], n_pos: int, resolve: Resolve
+) -> Int[Tensor, "sender receiver pos query"]:
+    """Where each result goes, -1 for edges that are not asked for; axes that are not resolved have one entry."""
+    places = {"position": (n_pos, 1), "query": (n_pos, n_pos), "pooled": (1, 1)}[resolve]
+    shape = torch.Size((*asked.shape, *places))
+    slots = torch.arange(shape.numel(), device=asked.device).view(shape)
+    return slots.masked_fill(~asked[:, :, None, None], -1)
 
 
 def asked_edges(
