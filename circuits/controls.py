@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from circuits.graph import EdgeGraph
+from circuits.graph import EdgeGraph, node_of
 from circuits.live import connected
 from circuits.masked import MaskedRuns
 from circuits.pruning import read_positions
-from circuits.random_paths import Paths, node_of
+from circuits.random_paths import Paths
 
 Mask = Bool[Tensor, "sender receiver *place"]
 

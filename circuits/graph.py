@@ -110,6 +110,11 @@ def slot_names(shape: ModelShape, layer: int) -> list[str]:
     return queries + [f"L{layer}.{shared}{head}.{kind}" for kind in "kv" for head in range(shape.kv_heads[layer])]
 
 
+def node_of(receiver: str) -> str:
+    """The node that a receiver belongs to: `L1.H0` for `L1.H0.q`, `M0` and `logits` for themselves."""
+    return receiver.rsplit(".", 1)[0] if receiver.endswith((".q", ".k", ".v")) else receiver
+
+
 def fed_by(graph: EdgeGraph) -> tuple[tuple[int, ...], ...]:
     """Senders that read each receiver: its head, all query heads that share its keys or values, its MLP; none: logits.
 
@@ -117,7 +122,7 @@ def fed_by(graph: EdgeGraph) -> tuple[tuple[int, ...], ...]:
     """
     found = []
     for receiver in graph.receivers:
-        node = receiver.rsplit(".", 1)[0] if receiver.endswith((".q", ".k", ".v")) else receiver
+        node = node_of(receiver)
         layer, _, group = node.partition(".KV")
         if group:
             heads = [i for i, name in enumerate(graph.senders) if name.startswith(f"{layer}.H")]

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from circuits.graph import EdgeGraph
+from circuits.graph import EdgeGraph, fed_by
 
 TRIES = 60  # paths drawn in a row that do not fit before a union is left as it is
 BLOCK = 4096  # uniform numbers drawn at once
@@ -143,24 +143,3 @@ def grouped(keys: Iterable[Hashable]) -> dict[Hashable, np.ndarray]:
     for index, key in enumerate(keys):
         found.setdefault(key, []).append(index)
     return {key: np.array(index, dtype=np.int64) for key, index in found.items()}
-
-
-def node_of(receiver: str) -> str:
-    """The node that a receiver belongs to: `L1.H0` for `L1.H0.q`, `M0` for itself."""
-    return receiver.rsplit(".", 1)[0] if receiver[-2:] in (".q", ".k", ".v") else receiver
-
-
-def fed_by(graph: EdgeGraph) -> dict[int, list[int]]:
-    """Senders that each receiver feeds: its head, all heads of its group, its MLP; none for the logits."""
-    found: dict[int, list[int]] = {}
-    for index, receiver in enumerate(graph.receivers):
-        node = node_of(receiver)
-        if ".KV" in node:
-            layer, group = node.split(".KV")
-            heads = [i for i, name in enumerate(graph.senders) if name.startswith(f"{layer}.H")]
-            shared = sum(name.startswith(f"{layer}.KV") and name.endswith(".k") for name in graph.receivers)
-            size = len(heads) // shared
-            found[index] = heads[int(group) * size : (int(group) + 1) * size]
-        else:
-            found[index] = [graph.senders.index(node)] if node in graph.senders else []
-    return found

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from circuits.graph import ModelShape, graph_of
-from circuits.random_paths import Paths, Uniform, fed_by
+from circuits.graph import ModelShape, fed_by, graph_of
+from circuits.random_paths import Paths, Uniform
 from interp.rng import generator
 
 GROUPED = ModelShape(d_model=8, d_vocab=5, heads=[4, 4], kv_heads=[2, 2], mlp=[True, False], parallel=[False, False])
@@ -26,19 +26,20 @@ def test_choices_are_as_frequent_as_their_weights_say():
 
 def test_receivers_feed_their_head_their_group_or_nothing():
     graph = graph_of(GROUPED)
-    feeds = {graph.receivers[i]: [graph.senders[s] for s in found] for i, found in fed_by(graph).items()}
+    named = zip(graph.receivers, fed_by(graph), strict=True)
+    feeds = {receiver: [graph.senders[sender] for sender in found] for receiver, found in named}
     assert feeds["L0.H2.q"] == ["L0.H2"]
     assert feeds["L1.KV1.v"] == ["L1.H2", "L1.H3"]
     assert feeds["M0"] == ["M0"] and feeds["logits"] == []
 
 
-def reaches(graph, kept: set, sender: int, feeds: dict[int, list[int]]) -> bool:
+def reaches(graph, kept: set, sender: int, feeds: tuple) -> bool:
     """Whether kept edges lead from a sender to the logits, walked edge by edge."""
     out = [receiver for source, receiver in kept if source == sender]
     return any(not feeds[to] or any(reaches(graph, kept, next_, feeds) for next_ in feeds[to]) for to in out)
 
 
-def reached(graph, kept: set, sender: int, feeds: dict[int, list[int]]) -> bool:
+def reached(graph, kept: set, sender: int, feeds: tuple) -> bool:
     """Whether kept edges lead from the embedding to a sender."""
     arriving = [source for source, to in kept if sender in feeds[to]]
     return sender == 0 or any(reached(graph, kept, source, feeds) for source in arriving)
