@@ -10,7 +10,7 @@ from torch import Tensor
 
 from circuits.circuit_packed import MOST_LISTED, Edges, packed, unpacked
 from circuits.detectors.base import Interval
-from circuits.graph import EdgeGraph, ModelShape, graph_of
+from circuits.graph import EdgeGraph, ModelShape, graph_of, node_of
 from interp.config import Frozen
 from interp.errors import StoreError, UsageError
 
@@ -112,7 +112,7 @@ class Circuit:
         """Heads and MLPs with kept edges, in order of computation, with the embedding and the logits."""
         pooled = self.pooled.kept
         named = {sender for i, sender in enumerate(self.graph.senders) if bool(pooled[i].any())}
-        named |= {_owner(name) for j, name in enumerate(self.graph.receivers) if bool(pooled[:, j].any())}
+        named |= {node_of(name) for j, name in enumerate(self.graph.receivers) if bool(pooled[:, j].any())}
         order = [*self.graph.senders, *(n for n in named if n not in self.graph.senders and n != "logits"), "logits"]
         return tuple(name for name in order if name in named)
 
@@ -256,8 +256,3 @@ class CircuitFile(Frozen):
         if int(edges.kept.sum()) != self.n_kept:
             raise StoreError(f"{where}: n_kept {self.n_kept} is not the number of kept edges; the file is damaged")
         return edges
-
-
-def _owner(receiver: str) -> str:
-    """Node that a receiver belongs to."""
-    return receiver.rsplit(".", 1)[0] if receiver[-2:] in (".q", ".k", ".v") else receiver
