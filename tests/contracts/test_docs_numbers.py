@@ -7,6 +7,8 @@ import pytest
 from benchmarks._discovery_table import markdown as discovery_table
 from benchmarks._discovery_table import row, span
 from benchmarks._patching_table import markdown
+from benchmarks.patching_autocircuit import beside_the_engine
+from benchmarks.patching_autocircuit import markdown as autocircuit_table
 from benchmarks.seeds import table
 
 
@@ -95,6 +97,15 @@ def test_patching_tables_are_those_of_the_benchmarks(root):
             f"| {name}: {case['edges']:,} | {case['run']:,} | {case['engine_seconds']:.3f} | {case['ratio']:.0f} |"
             in page
         )
+
+
+def test_autocircuit_in_the_docs_is_that_of_its_benchmark(root):
+    results = root / "benchmarks" / "results"
+    document = json.loads((results / "patching_autocircuit.json").read_text())
+    found = {name: {k: v for k, v in case.items() if k != "over_engine"} for name, case in document["cases"].items()}
+    cases = beside_the_engine(found, json.loads((results / "patching.json").read_text()))
+    assert cases == document["cases"]
+    assert autocircuit_table(cases) in (root / "docs" / "measured.md").read_text(encoding="utf-8")
 
 
 def test_the_readme_names_the_patching_ratios_of_the_benchmark(root):
