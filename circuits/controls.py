@@ -103,11 +103,11 @@ def random_paths(
     number = {kind: index for index, kind in enumerate(dict.fromkeys(kinds))}
     types = torch.tensor([number[kind] for kind in kinds])
     target = types[found[live].cpu()].bincount(minlength=len(number))
-    paths = Paths(runs.graph, live, types.numpy(), generator)
+    paths = Paths(runs.graph, live, types.tolist(), generator)
     circuits, matched, shared = [], [], []
     for _ in range(n):
         kept = torch.zeros_like(live)
-        kept[tuple(places[paths.union(target.numpy(), size)].T)] = True
+        kept[tuple(places[paths.union(target.tolist(), size)].T)] = True
         kept = connected(runs.decoder, runs.graph, kept, read_positions(runs))
         circuits.append(kept)
         got = types[kept[live].cpu()].bincount(minlength=len(number))
