@@ -40,3 +40,29 @@ def span(values: list[float], form: str = "{:.1%}") -> str:
     """Lowest to highest."""
     low, high = form.format(min(values)), form.format(max(values))
     return low if low == high else f"{low} to {high}"
+
+
+def large(results: dict[str, Any]) -> str:
+    """The two large shapes with random weights, as rows."""
+    gpt2, qwen = results["gpt2"], results["qwen"]
+    exact = next(name for name in qwen["seconds"] if name.startswith("exact"))
+    both = qwen["correlation of EAP-IG"]
+    rows = (
+        ("GPT-2-small", "whole discovery, 100 matched random circuits", gpt2["seconds"]["all"], gpt2["peak_gib"], "-"),
+        (
+            "Qwen2.5-0.5B, bfloat16 file",
+            "EAP-IG of inputs, 5 steps",
+            qwen["seconds"]["EAP-IG, inputs, 5 steps"],
+            qwen["peak_gib"],
+            "-",
+        ),
+        (
+            "the same",
+            exact,
+            qwen["seconds"][exact],
+            qwen["peak_gib"],
+            f"{both['noising']:.3f}, {both['denoising']:.3f}",
+        ),
+    )
+    head = "| shape | what | CPU s | peak of the process, GiB | correlation of EAP-IG with it |\n|---|---|---|---|---|"
+    return "\n".join([head, *(f"| {a} | {b} | {c:.0f} | {d:.2f} | {e} |" for a, b, c, d, e in rows)])
