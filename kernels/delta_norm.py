@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     import triton.language as tl
 
 
+FAR = 0.25  # share of r by which r' differs where the plain form is as good
+
+
 def reference(
     base: Float[Tensor, "base_row d_model"],
     index: Int[Tensor, "row"],
@@ -86,15 +89,23 @@ def changed(
     delta = delta - delta.mean(-1, keepdim=True) if centred else delta
     product = torch.add(delta, x, alpha=2).mul_(delta)
     gain = product.mean(-1, keepdim=True)  # of the mean square
-    after = (scale.square().reciprocal() + gain).clamp_(min=0).rsqrt_()
-    far = (after - scale).abs() >= 0.25 * scale  # as where the difference cancels the base row: there, plainly
-    change = -gain * (scale * after).square() / (scale + after)
-    if both or bool(far.any()):
+    after = (scale.pow(-2) + gain).clamp_(min=0).rsqrt_()
+    less = (scale * after).square_().mul_(gain).div_(scale + after)  # r - r'
+    if both or not all_near(after / scale):
+        far = (after - scale).abs() >= FAR * scale  # as where the difference cancels the base row: there, plainly
         moved = x + delta
         after = torch.where(far, (moved.square().mean(-1, keepdim=True) + eps).rsqrt(), after)
-        change, delta = torch.where(far, -scale, change), torch.where(far, moved, delta)
-    result = torch.mul(delta, after, out=product).addcmul_(x, change)
+        less, delta = torch.where(far, scale, less), torch.where(far, moved, delta)
+    result = torch.mul(delta, after, out=product).addcmul_(x, less, value=-1)
     return result if w is None else result.mul_(w)
+
+
+def all_near(ratio: Float[Tensor, "*row 1"]) -> bool:
+    """Whether no row's r' / r is far from 1; also false where one is no number."""
+    if not ratio.numel():
+        return True
+    low, high = ratio.aminmax()
+    return float(low) > 1 - FAR and float(high) < 1 + FAR
 
 
 @jit

@@ -1,5 +1,6 @@
 """How the work is cut into chunks that fit a budget, with what it will cost, before anything runs."""
 
+import functools
 import math
 import os
 import time
@@ -59,8 +60,12 @@ class Plan:
 
 def free_memory(device: torch.device) -> int:
     """Bytes that are free on the device."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_of_system(int(time.monotonic()))
+
+
+@functools.lru_cache(maxsize=1)
+def _free_of_system(second: int) -> int:
+    """Bytes that programs can have, looked up once a second: many short calls may come in it."""
     known = Path("/proc/meminfo")
     for line in known.read_text(encoding="ascii").splitlines()[:8] if known.exists() else ():
         if line.startswith("MemAvailable:"):

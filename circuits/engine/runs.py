@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal, TypedDict
 
 import torch
@@ -129,7 +130,7 @@ class Runs:
         of_own = self.metric.of_logits(own[at], self.rows, base)
         return self.rows.mean(self.metric.of_logits(base, self.rows, base) - of_own)
 
-    @property
+    @cached_property
     def read(self) -> Bool[Tensor, "prompt pos"]:
         """Positions that the metric reads."""
         return is_read(self.rows, *self.base.final.shape[:2])

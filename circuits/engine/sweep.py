@@ -11,7 +11,7 @@ from circuits.engine.one_column import column_update, own_row
 from circuits.engine.products import Products
 from circuits.engine.record import LayerRecord, Record
 from circuits.engine.rows import Chosen, OneRow, OwnRows, Rows, Span, narrow
-from circuits.engine.wave import mlp_delta, norm_delta, suffix_attention, turned
+from circuits.engine.wave import even, mlp_delta, norm_delta, suffix_attention, turned
 from interp.decoder import Decoder, Layer
 from kernels.one_column import State
 
@@ -80,17 +80,20 @@ def sweep(
             spread, mid = merged([spread, _at_rows(mid, rows)]), None  # no dearer there than alone
         stack = Stack.of(base.final, rows.count, [spread, full, one, joins.spread_post])
         if spread is not None:
-            _add_mlp(layer, kept, rows, stack.take(spread), None, mul)
+            stack.take(spread)
         for some in () if full is None else blocks(full, span.count):
             room = stack.room(len(some.p))
             before = _attention_of_full(layer, kept, span, rows, some, room, mul)
-            _add_mlp(layer, kept, rows, room, before, mul)
+            _add_parallel_mlp(layer, kept, rows, room, before, mul)
         if one is not None:
             state = queries(number, rows)
             for some in blocks(one, rows.count):
                 room = stack.room(len(some.p))
                 before = _attention_of_one(layer, kept, rows, some, state, room, mul)
-                _add_mlp(layer, kept, rows, room, before, mul)
+                _add_parallel_mlp(layer, kept, rows, room, before, mul)
+        if stack.done and layer.mlp is not None and not layer.parallel:
+            mid_of_all = stack.branches.delta[:, : stack.done]
+            mlp_delta(layer, kept, rows, mid_of_all, mul, onto=mid_of_all)
         if joins.spread_post is not None:
             stack.take(joins.spread_post)
         full = stack.branches
@@ -187,21 +190,18 @@ def _attention_of_one(
     return before
 
 
-def _add_mlp(layer: Layer, base: LayerRecord, rows: Rows, mid: Tensor, before: Tensor | None, mul: Products) -> None:
-    """Add what the MLP changes to many-row differences `mid`.
-
-    Args:
-        before: what the MLP of a parallel block reads; None for no difference.
-    """
-    if layer.mlp is None or (layer.parallel and before is None):
-        return
-    mlp_delta(layer, base, rows, before if layer.parallel else mid, mul, onto=mid)
+def _add_parallel_mlp(
+    layer: Layer, base: LayerRecord, rows: Rows, mid: Tensor, before: Tensor | None, mul: Products
+) -> None:
+    """Add what the MLP of a parallel block changes to differences `mid`; it reads `before`, None for nothing."""
+    if layer.parallel and layer.mlp is not None and before is not None:
+        mlp_delta(layer, base, rows, before, mul, onto=mid)
 
 
 def blocks(branches: Branches, n_rows: int) -> Iterable[Branches]:
     """Branches in groups whose rows stay in a CPU's cache through a block; on a GPU all at once."""
     n_batch, width = len(branches.delta), branches.delta.shape[-1]
-    size = max(1, BLOCK // (n_batch * n_rows * width))
+    size = even(len(branches.p), max(1, BLOCK // (n_batch * n_rows * width)))
     if branches.delta.is_cuda or len(branches.p) <= size:
         return (branches,)
     parts = zip(branches.delta.split(size, 1), branches.p.split(size), branches.slot.split(size), strict=True)

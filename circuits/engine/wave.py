@@ -57,6 +57,7 @@ def mlp_delta(
     if n_branch <= 2 * size:
         post = mlp_post_delta(layer, base, rows, delta, mul)
         return mul(post, layer.mlp.W_out) if onto is None else mul.onto(onto, post, layer.mlp.W_out)
+    size = even(n_branch, size)
     out = torch.empty_like(delta, memory_format=torch.contiguous_format) if onto is None else onto
     for first in range(0, n_branch, size):
         part = slice(first, first + size)
@@ -64,6 +65,11 @@ def mlp_delta(
         post = mlp_post_delta(layer, base, some, delta[:, part], mul)
         (mul.into if onto is None else mul.onto)(out[:, part], post, layer.mlp.W_out)
     return out
+
+
+def even(count: int, most: int) -> int:
+    """The size of the fewest equal parts of at most `most`: products of a few rows left over are slow."""
+    return -(-count // -(-count // most)) if count else most
 
 
 def mlp_post_delta(
