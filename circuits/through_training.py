@@ -179,11 +179,10 @@ def _in_pool(
             finished.append(future)
             yield waiting[future], future
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in set(multiprocessing.active_children()) - others:
-            if len(finished) < len(requests):
+        if len(finished) < len(requests):
+            for process in set(multiprocessing.active_children()) - others:
                 process.terminate()
-            process.join()
+        pool.shutdown(wait=True, cancel_futures=True)  # its own thread waits for the processes
 
 
 def _prepare() -> None:

@@ -20,7 +20,7 @@ VERDICTS |= {"n": "no behaviour to explain", "s": "no faithful circuit", "f": No
 
 
 def life(pattern: str) -> tuple[int | None, int | None]:
-    """(born, died) of an edge: x the circuit holds it, . lacks it; c and k the same of a candidate; n, s: no circuit."""
+    """(born, died) of an edge: x a circuit holds it, . lacks it; c and k the same of a candidate; n, s: no circuit."""
     steps = STEPS[: len(pattern)]
     row = [WITH.get(here) for here in pattern]
     (edge,) = (one for one in tracked(steps, row, [VERDICTS[here] for here in pattern]) if one.edge == A)
