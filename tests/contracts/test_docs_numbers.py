@@ -5,7 +5,7 @@ import json
 import pytest
 
 from benchmarks._discovery_table import markdown as discovery_table
-from benchmarks._discovery_table import row, span
+from benchmarks._discovery_table import large, row, span
 from benchmarks._patching_table import markdown
 from benchmarks.patching_autocircuit import beside_the_engine
 from benchmarks.patching_autocircuit import markdown as autocircuit_table
@@ -120,7 +120,8 @@ def test_the_readme_names_the_patching_ratios_of_the_benchmark(root):
 
 def test_circuits_in_docs_and_readme_are_those_of_the_benchmark(root):
     results = json.loads((root / "benchmarks" / "results" / "discovery.json").read_text())
-    assert discovery_table(results) in (root / "docs" / "measured.md").read_text(encoding="utf-8")
+    page = (root / "docs" / "measured.md").read_text(encoding="utf-8")
+    assert discovery_table(results) in page and large(results) in page
     found = [run["length 16"] for run in results["polynomial"]["runs"].values()]
     cells = row("length 16", found).split(" | ")
     readme = (root / "README.md").read_text(encoding="utf-8")
