@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from benchmarks._discovery_table import markdown as discovery_table
 from benchmarks._discovery_table import large, row, span
+from benchmarks._discovery_table import markdown as discovery_table
 from benchmarks._patching_table import markdown
 from benchmarks.patching_autocircuit import beside_the_engine
 from benchmarks.patching_autocircuit import markdown as autocircuit_table
