@@ -129,7 +129,7 @@ def removed(
         if after is None and single:
             break
         if after is None or int(after.sum()) > 0.9 * count:
-            blocks *= 2
+            blocks *= 4 if after is None else 2  # where no piece can go, half of one seldom can
         kept = kept if after is None else after
         tell("removing edges", min(keeping.spent - start, most), most)
     return kept
