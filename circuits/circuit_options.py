@@ -13,17 +13,17 @@ LIGHTENED = frozenset({"controls", "reruns"})  # fewer with many checkpoints, un
 
 @dataclass(frozen=True)
 class Given:
-    """Names of the parameters that stand on the command line."""
+    """Names of the parameters that stand on the command line, and how many processes there are."""
 
     names: frozenset[str]
+    workers: int = 1
 
     @classmethod
     def of(cls, context: typer.Context) -> "Given":
         """What the user wrote, not what is taken by itself."""
         sources = {name: context.get_parameter_source(name) for name in context.params}
-        return cls(
-            frozenset(name for name, source in sources.items() if source is not None and source.name != "DEFAULT")
-        )
+        names = (name for name, source in sources.items() if source is not None and source.name != "DEFAULT")
+        return cls(frozenset(names), context.params["workers"])
 
     @property
     def settings(self) -> frozenset[str]:
@@ -69,6 +69,6 @@ def _unused(given: Given, model: str, run: str | None, pairs: Path | None, check
         found.append(
             ("workers", f"--workers: is for --checkpoints all; with --checkpoints {checkpoints} give --threads")
         )
-    elif "workers" in given.names:
+    elif given.workers > 1:
         found.append(("threads", "--threads: is for one process; each of --workers has one thread"))
     return found

@@ -82,8 +82,8 @@ def minimality(
     of draws. A random edge is one of a random path joined to the circuit. Tested are the lowest ranked kept edges, each
     by a one-sided binomial test over the draws. The statistic is the smallest share of draws that one of them exceeds,
     p that edge's times the number of tested edges (Bonferroni), at most 1: a small p says that the circuit holds an
-    edge that it does not need. Keeping the null proves no minimality. Source: Shi et al. 2024, minimality test; their
-    published code leaves the correction out.
+    edge that stands out too little from random ones. Keeping the null proves no minimality. Source: Shi et al. 2024,
+    minimality test; their published code leaves the correction out.
     """
     chance = _chance(runs, kept, randoms, generator)
     places = kept.nonzero()
@@ -101,7 +101,8 @@ def minimality(
     above = (effects[:, None] > chance).sum(1)  # [edge]
     p = [min(1.0, len(above) * float(binom.cdf(int(count), len(chance), QUANTILE))) for count in above]
     idle = sum(one < LEVEL for one in p)
-    said = f"{idle} of {len(p)} tested edges do no more than random ones" if idle else "no idle edge seen, proving none"
+    said = f"tested edges that exceed fewer than {QUANTILE:.0%} of random ones: {idle} of {len(p)}"
+    said += "" if idle else ", proving none"
     return TestSummary(
         name="minimality",
         hypothesis=hypothesis,

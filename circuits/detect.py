@@ -19,7 +19,7 @@ from probes.null import NullScan
 
 Tell = Callable[[str, int, int], None]  # (what, done, of)
 
-SOURCES = ("circuits", "probes", "interp")
+SOURCES = ("circuits", "probes", "interp", "kernels")
 
 
 @dataclass(frozen=True)

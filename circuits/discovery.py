@@ -105,10 +105,15 @@ def _about_search(problem: Problem, circuit: Circuit, found: Found) -> dict[str,
         RankingSummary(name=name, method=one.method, kind=one.kind, chosen=name == found.chosen)
         for name, one in found.rankings.items()
     ]
-    seen = found.interactions
+    seen, notes = found.interactions, list(found.notes)
+    shared, held_out = problem.pairs.seen_by("evaluate", ("score", "choose")), len(problem.parts["evaluate"].pairs)
+    if shared:
+        notes.append(
+            f"{shared} of {held_out} held-out pairs have a prompt, clean or corrupted, that the search saw too"
+        )
     return {
         "rankings": rankings,
-        "notes": list(found.notes),
+        "notes": notes,
         "n_live": circuit.n_live,
         "n_edges": edges_of_graph(problem),
         "limits": list(LIMITS),

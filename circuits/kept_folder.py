@@ -6,7 +6,7 @@ from pathlib import Path
 from circuits.interchange.files import name_of_files, of_type, read_object
 from circuits.interchange.own import EARLIER, FILE
 from circuits.stored import CIRCUIT, FORMAT, MAX_BYTES, StoredCircuit
-from interp.errors import UsageError
+from interp.errors import Taken, UsageError
 from interp.files import disk_errors
 from interp.jsonfile import read_sealed
 
@@ -50,32 +50,37 @@ def model_of(one: StoredCircuit) -> str | None:
 def require_own(folder: Path, model: str, step: int | None, fingerprint: str) -> None:
     """Refuse a folder that holds circuits of another model, or of other weights at the same step.
 
-    Only files that may be of the same checkpoint are opened; of the others the name is enough.
+    Only files that may be of the same checkpoint are opened, and one of the other steps: a model's own name may end
+    like that of a step. Of the others the name is enough.
 
     Raises:
-        UsageError: naming the file.
+        Taken: naming the file.
+        UsageError: for a path that is no folder.
         StoreError: for a file that is damaged.
     """
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"-o {folder}: is a file; give a folder")
     head = _head(model, step)
+    mine, series = (head if step is None else STEP.sub("", head)), False
     for path in kept_in(folder):
         named = KEY.sub("", path.name)
         plain = named == path.name or named == CIRCUIT[:-1]  # written before names had the model in them
-        other = None if plain or STEP.sub("", named) == STEP.sub("", head) else named.removeprefix(CIRCUIT)
-        if other is None and (plain or named == head):
+        alike = (named if step is None else STEP.sub("", named)) == mine
+        other = None if plain or alike else named.removeprefix(CIRCUIT)
+        if other is None and (plain or named == head or not series):  # one of the steps besides ours tells of all
+            series = series or not (plain or named == head)
             one = read_kept(path)
             other = model_of(one) if model_of(one) != model else None
             same_step = one.step == (-1 if step is None else step)
             if other is None and same_step and one.checkpoint != fingerprint:
                 other = f"another {model}, with other weights at the same step"
         if other is not None:
-            raise UsageError(f"-o {folder}: holds a circuit of {other} ({path.name}); give {model} a folder of its own")
+            raise Taken(f"-o {folder}: holds a circuit of {other} ({path.name}); give {model} a folder of its own")
     if (folder / FILE).is_file():
         about = read_object(folder / FILE).get("provenance")
         other = about.get("model") if isinstance(about, dict) else None
         if other != model:
-            raise UsageError(f"-o {folder}: {FILE} in it is of {other}; give {model} a folder of its own")
+            raise Taken(f"-o {folder}: {FILE} in it is of {other}; give {model} a folder of its own")
 
 
 def set_aside(folder: Path) -> Path | None:

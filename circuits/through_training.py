@@ -22,7 +22,7 @@ from circuits.subject import Prompts, of_run
 from circuits.trajectory import Trajectory, trajectory
 from interp.config import canonical_json
 from interp.console import one_line
-from interp.errors import InterpError, Interrupted, StoreFull, UsageError
+from interp.errors import InterpError, Interrupted, StoreFull, Taken, UsageError
 from interp.run import Run, Store
 
 FAILURES = (InterpError, ArithmeticError, LookupError, MemoryError, OSError, RuntimeError, ValueError)
@@ -86,7 +86,8 @@ class Failed:
     """A checkpoint that could not be looked at; plain values only, so that another process can send it.
 
     Attributes:
-        kind: "usage" for a request that is wrong, "full" where nothing more can be written, else "failed".
+        kind: "usage" for a request that is wrong, "full" where nothing more can be written, "taken" where the folder
+            is something else's, else "failed".
     """
 
     reason: str
@@ -94,6 +95,7 @@ class Failed:
 
 
 Outcome = DiscoveryFile | Failed
+ENDING = {"full": StoreFull, "taken": Taken}
 
 
 def discover_all(
@@ -106,9 +108,12 @@ def discover_all(
 
     Raises:
         Interrupted: the user stopped.
-        UsageError: for a request that is refused before any checkpoint is done, as all would be.
+        UsageError: for requests that are all refused for the same reason, or none at all.
+        Taken: for a folder of something else.
         StoreFull: if nothing more can be written.
     """
+    if not requests:
+        raise UsageError("no checkpoint to look at")
     outcomes: dict[int, Outcome] = {}
     try:
         if workers > 1:
@@ -118,7 +123,10 @@ def discover_all(
                 _book(outcomes, index, _attempt(discover_one, request), len(requests), progress)
     except KeyboardInterrupt:
         raise Interrupted("stopped; the same command goes on after the checkpoints that are done") from None
-    return [outcomes[index] for index in range(len(requests))]
+    found = [outcomes[index] for index in range(len(requests))]
+    if all(isinstance(one, Failed) and one.kind == "usage" for one in found) and len(set(found)) == 1:
+        raise UsageError(found[0].reason)
+    return found
 
 
 def _attempt(discover_one: Callable[[Any], DiscoveryFile], request: Any) -> Outcome:
@@ -128,18 +136,16 @@ def _attempt(discover_one: Callable[[Any], DiscoveryFile], request: Any) -> Outc
     except Interrupted:
         raise
     except FAILURES as error:
-        kind = "usage" if isinstance(error, UsageError) else "full" if isinstance(error, StoreFull) else "failed"
+        kinds = {Taken: "taken", UsageError: "usage", StoreFull: "full"}
+        kind = next((name for known, name in kinds.items() if isinstance(error, known)), "failed")
         name = "" if isinstance(error, InterpError) else f"{type(error).__name__}: "
         return Failed(one_line(f"{name}{error}"), kind)
 
 
 def _book(outcomes: dict[int, Outcome], index: int, outcome: Outcome, of: int, progress: Progress) -> None:
-    """Keep an outcome, or end the call where the others would come to the same."""
-    if isinstance(outcome, Failed):
-        if outcome.kind == "full":
-            raise StoreFull(outcome.reason)
-        if outcome.kind == "usage" and all(isinstance(one, Failed) for one in outcomes.values()):
-            raise UsageError(outcome.reason)
+    """Keep an outcome, or end the call where no more can be written, or none of it where it was to be."""
+    if isinstance(outcome, Failed) and outcome.kind in ENDING:
+        raise ENDING[outcome.kind](outcome.reason)
     outcomes[index] = outcome
     progress(len(outcomes), of)
 

@@ -175,7 +175,9 @@ def lives(run: Run, series: Series) -> tuple[list[Life], str, bool]:
         for name in _kept(one):
             present.setdefault(name, []).append(one.step)
     rows = [Life(name, tuple(steps), steps[0], None) for name, steps in present.items()]
-    return sorted(rows, key=lambda row: (row.present[0], -len(row.present), row.edge)), "", False
+    cut = any((one.data.get("circuit") or {}).get("packed") for one in series.found)
+    said = "Of the largest circuits only the strongest kept edges are listed." if cut else ""
+    return sorted(rows, key=lambda row: (row.present[0], -len(row.present), row.edge)), said, False
 
 
 def _kept(one: StoredCircuit) -> list[str]:

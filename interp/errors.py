@@ -19,6 +19,10 @@ class UsageError(InterpError):
     exit_code = 2
 
 
+class Taken(UsageError):
+    """A folder that is to be written to holds what belongs to something else."""
+
+
 class ConfigError(UsageError):
     """A configuration key or value is not accepted."""
 

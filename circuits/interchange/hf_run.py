@@ -47,7 +47,10 @@ def _require_free(folder: Path, name: str) -> None:
     there = [file for file in FILES if (folder / file).exists()]
     own = folder / "README.md"
     if there and not (own.is_file() and belongs_to(read_bytes(own, MAX_CARD).decode("utf-8", "replace"), name)):
-        raise UsageError(f"{folder}: holds {there[0]} of another model; give a folder of its own with -o")
+        raise UsageError(
+            f"{folder}: holds {there[0]} that no finished export of {name} wrote; remove it, or give another folder "
+            "with -o"
+        )
 
 
 def _origin(run: Run, task: Task, step: int, checkpoint: str) -> Origin:

@@ -24,7 +24,7 @@ class Masks:
 
     Loss of a price: d(circuit) / d(empty circuit) + price * expected open share, where d is the mean over KL(model ||
     circuit) and |metric of the model - of the circuit|, each in units of the empty circuit's. The gates of
-    several prices are trained side by side; an edge's score is its mean open probability over them, so that edges
+    several prices are trained at once; an edge's score is its mean open probability over them, so that edges
     that stay open at high prices come first. They start from the scores of another method where some are given.
     Source: Louizos, Welling and Kingma 2018 (hard concrete); Cao, Sanh and Rush 2021 (subnetwork probing); Bhaskar et
     al. 2024, "Finding Transformer Circuits with Edge Pruning".
@@ -52,7 +52,7 @@ class Masks:
         return runs.max_bytes // max(1, 10 * runs.bytes_each(search.problem.by_position))
 
     def prices(self, search: Search) -> tuple[float, ...]:
-        """All prices; of large models as many from the middle as fit the memory side by side: their runs are dear."""
+        """All prices; where gradients are large two from the middle or one, since each costs its own runs."""
         fit = self.circuits_at_once(search)
         return PRICES if fit >= len(PRICES) else PRICES[1:3] if fit > 1 else PRICES[1:2]
 

@@ -141,6 +141,8 @@ def through_training(page: Page, run: Run, series: Series, step: int) -> None:
                 "deaths need all of them, three in a row each:"
             )
             st.code(page.command("circuit", "--checkpoints", "all"), language="sh", wrap_lines=True)
+            if told:
+                st.caption(plain(told))
         rows = life_rows(found, sorted({at for one in found for at in one.present}))
         if rows and len({row["step"] for row in rows}) > 1:
             height = 20 * len({row["edge"] for row in rows}) + 60

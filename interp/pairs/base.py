@@ -158,6 +158,16 @@ class Pairs:
             raise UsageError(f"no prompt has part {part!r} (parts found: {found}); `split` divides the prompts")
         return self.subset([row for row, each in enumerate(self.part) if each == part])
 
+    def seen_by(self, part: Part, others: Sequence[Part]) -> int:
+        """How many pairs of a part have a clean or corrupted prompt that stands in other parts too, as either."""
+
+        def prompts(row: int) -> set[tuple[int, ...]]:
+            return {tuple(tokens[row][self.mask[row]].tolist()) for tokens in (self.clean, self.corrupted)}
+
+        rows = range(len(self.part))
+        known = set().union(*(prompts(row) for row in rows if self.part[row] in others))
+        return sum(not known.isdisjoint(prompts(row)) for row in rows if self.part[row] == part)
+
     def of_group(self, group: str) -> "Pairs":
         """The prompts of one group.
 

@@ -45,10 +45,11 @@ def mixed_pairs(
     rounds = -(-n // len(pool))  # every sequence once before any comes again
     rows = torch.cat([torch.randperm(len(pool), generator=generator) for _ in range(rounds)])[:n]
     inside = parted(len(pool), rows, generator, shares)
+    donors = {length: _cut(held_out[length], pool, width) for length in chosen}
     others = {
-        length: parted(len(held_out[length]), None, generator, shares)
-        for length in chosen
-        if len(held_out[length]) >= len(inside)
+        length: parted(len(rows_of), None, generator, shares)
+        for length, rows_of in donors.items()
+        if len(rows_of) >= len(inside)
     }
     corrupted, lengths, part = pool[rows, :width].clone(), torch.full((n,), layout.length), [""] * n
     for name, mates in inside.items():
@@ -63,9 +64,9 @@ def mixed_pairs(
                 place = torch.searchsorted(mates, rows[these])  # never the sequence itself
                 drawn = mates[(place + torch.randint(1, len(mates), (len(these),), generator=generator)) % len(mates)]
             else:
-                donors = others[length][name]
-                drawn = donors[torch.randint(len(donors), (len(these),), generator=generator)]
-            corrupted[these] = held_out[length][drawn, :width].to(corrupted)
+                possible_rows = others[length][name]
+                drawn = possible_rows[torch.randint(len(possible_rows), (len(these),), generator=generator)]
+            corrupted[these] = (pool if length == layout.length else donors[length])[drawn, :width].to(corrupted)
         for row in here.tolist():
             part[row] = name
     queries = torch.tensor(layout.queries)
@@ -83,6 +84,15 @@ def mixed_pairs(
         tuple(part),
         {**settings, "donor_lengths": list(chosen)},
     )
+
+
+def _cut(
+    sequences: Int[Tensor, "sequence _pos"], pool: Int[Tensor, "clean _pos"], width: int
+) -> Int[Tensor, "donor width"]:
+    """Different beginnings of longer sequences, in order of first appearance, that no clean prompt has."""
+    seen = {tuple(row) for row in pool[:, :width].tolist()}
+    first = {tuple(row): index for index, row in reversed(list(enumerate(sequences[:, :width].tolist())))}
+    return sequences[sorted(index for row, index in first.items() if row not in seen), :width]
 
 
 def _donor_lengths(task: Task, length: int, held_out: HeldOut, asked: tuple[int, ...] | None) -> tuple[int, ...]:

@@ -158,7 +158,8 @@ def _units(rows: Sequence[Row]) -> torch.Tensor:
     """A number for each sequence, in order of first appearance.
 
     Prompts are of one sequence where their unit, or without one their clean tokens, are the same, and where each is the
-    corrupted prompt of the other, so that no part of a division sees what another is measured on.
+    corrupted prompt of the other. Other sharing stays: joining all prompts of a list whose corrupted prompts are the
+    next ones would leave one sequence. `Pairs.seen_by` counts what a division shares.
     """
     keys = [f"tokens {row.clean}" if row.unit is None else f"unit {row.unit}" for row in rows]
     by_clean = {row.clean: key for row, key in zip(rows, keys, strict=True) if row.unit is None}

@@ -93,14 +93,14 @@ def test_the_p_value_of_minimality_is_that_of_the_weakest_edge_times_the_number_
     assert 0.04 < expected < 0.05, "without the correction the weakest edge would be called idle"
     assert result.p_value == pytest.approx(3 * expected, rel=1e-6)
     assert (result.n, result.statistic) == (3, 15 / 20)
-    assert "no idle edge seen, proving none" in result.reading
+    assert ": 0 of 3, proving none" in result.reading
     assert "p corrected for 3 edges (Bonferroni), 20 draws" in result.reading
 
 
 def test_an_edge_that_does_nothing_is_called_idle_and_the_circuit_not_minimal():
     result = minimal([0.9, 0.5, 0.0], [0.01] * 20)
     assert result.p_value == pytest.approx(3 * 0.1**20) and result.statistic == 0
-    assert result.reading.startswith("1 of 3 tested edges do no more than random ones")
+    assert result.reading.startswith("tested edges that exceed fewer than 90% of random ones: 1 of 3")
     assert minimal([0.9, 0.5, 0.1], [0.01] * 20).p_value == 1.0, "corrected p-values stay probabilities"
 
 

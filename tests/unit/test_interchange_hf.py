@@ -190,11 +190,11 @@ def test_a_model_that_is_there_already_is_never_written_over(tiny_run, tmp_path)
     theirs.mkdir()
     for file, said in (("model.safetensors", "theirs"), ("README.md", "# another, step 4")):
         (theirs / file).write_text(said)
-        with pytest.raises(UsageError, match=r"theirs: holds model\.safetensors of another model; give a folder"):
+        with pytest.raises(UsageError, match=r"theirs: holds model\.safetensors that no finished export of tiny wrote"):
             export_model(run, None, theirs)
     assert (theirs / "model.safetensors").read_text() == "theirs"
     (mine / "README.md").write_text((mine / "README.md").read_text().replace("# tiny, step", "# other, step"))
-    with pytest.raises(UsageError, match=r"mine: holds config\.json of another model"):
+    with pytest.raises(UsageError, match=r"mine: holds config\.json that no finished export of tiny wrote"):
         export_model(run, None, mine)
 
 

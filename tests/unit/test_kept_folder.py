@@ -128,6 +128,16 @@ def test_names_with_dots_and_steps_in_them_stay_apart(tmp_path):
     assert kept_path(tmp_path, "Qwen2.5-0.5B", None, key).name == f"circuit-Qwen2.5-0.5B-{key}.json"
 
 
+@pytest.mark.parametrize(("model", "step"), [("pythia-step-2000", None), ("pythia", None), ("pythia", 2000)])
+def test_a_model_whose_name_ends_like_a_step_is_no_step_of_another(tmp_path, model, step):
+    found = discovery(None, "no behaviour to explain", "Nothing.")
+    payload = discovery_payload(-1, "cd" * 32, {"model": "pythia-step-1000"}, found)
+    write_sealed(kept_path(tmp_path, "pythia-step-1000", None, "0" * 20), payload)
+    require_own(tmp_path, "pythia-step-1000", None, "cd" * 32)
+    with pytest.raises(UsageError, match="holds a circuit of pythia-step-1000"):
+        require_own(tmp_path, model, step, "cd" * 32)
+
+
 def test_a_circuit_json_of_another_model_is_not_written_over(tmp_path):
     one = circuit(edges={"embed->M0": 1.0}, provenance=provenance(model="modela", step=None))
     write_circuit(tmp_path / "circuit.json", one)

@@ -146,6 +146,15 @@ def test_parts_share_no_sequence_and_have_their_shares(seed):
     assert {part: len(units) for part, units in owners.items()} == {"score": 40, "choose": 20, "evaluate": 20}
 
 
+def test_prompts_that_another_part_has_too_are_counted():
+    clean, corrupted = torch.tensor([[0, 1], [2, 3], [4, 5], [6, 0]]), torch.tensor([[2, 2], [4, 4], [0, 1], [3, 0]])
+    mask = torch.tensor([[True, True]] * 3 + [[True, False]])
+    some = many(2, groups=1, clean=clean, corrupted=corrupted, mask=mask, position=torch.zeros(4, 1, dtype=torch.long))
+    some = replace(some, unit=torch.arange(4), part=("score", "score", "evaluate", "evaluate"))
+    assert some.seen_by("evaluate", ("score",)) == 1, "the corrupted prompt of row 2 is the clean one of row 0"
+    assert some.seen_by("score", ("evaluate",)) == 1 and some.seen_by("evaluate", ("choose",)) == 0
+
+
 def test_parts_are_stratified_by_group():
     groups = tuple(f"template {unit // 4}" for unit in range(80)) * 2  # 20 groups of 4 sequences
     pairs = many(80, group=groups).split(3)

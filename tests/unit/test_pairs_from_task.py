@@ -113,6 +113,15 @@ def test_no_sequence_is_in_two_parts_clean_or_corrupted(name, length, per_length
         assert not seen[one] & seen[other], (one, other)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_beginnings_of_much_longer_donors_are_in_one_part_too(seed):
+    task = build_task("parity", {})
+    longer = held_out(task, 200)
+    pairs = pairs_of_task(task, 3, 128, generator(seed, "x"), longer, donor_lengths=(16,)).split(seed)
+    assert "donor length 16" in pairs.group
+    assert pairs.seen_by("evaluate", ("score", "choose")) == 0 == pairs.seen_by("score", ("choose",))
+
+
 @pytest.mark.parametrize("family", ["mixed", "input"])
 def test_parts_have_their_shares_of_prompts_and_each_part_its_own_sequences(family):
     pairs = made(n=64, family=family)

@@ -136,7 +136,7 @@ def test_a_damaged_checkpoint_is_one_that_fails(run):
     assert [one.step for one in story.failed] == [5] and "model.safetensors" in story.failed[0].reason
 
 
-def test_where_all_would_fail_alike_the_first_ends_the_call(run, monkeypatch):
+def test_where_all_are_refused_for_the_same_reason_the_call_is(run, monkeypatch):
     seen = counted(monkeypatch)
     with pytest.raises(UsageError, match="99"):
         follow(run, STEPS, request(run, prompts=Prompts(99, 64)), 1, lambda done, of: None)
@@ -144,6 +144,23 @@ def test_where_all_would_fail_alike_the_first_ends_the_call(run, monkeypatch):
     failing_at(monkeypatch, 0, StoreFull("no room"))
     with pytest.raises(StoreFull, match="no room"):
         follow(run, STEPS, request(run), 1, lambda done, of: None)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2)])
+def test_what_one_checkpoint_is_refused_for_ends_no_other_in_whatever_order(order):
+    def one(index):
+        if index == 0:
+            raise UsageError("nothing differs at step 0")
+        return index
+
+    found = discover_all(one, order, 1, lambda done, of: None)
+    assert [found[order.index(index)] for index in range(3)] == [Failed("nothing differs at step 0", "usage"), 1, 2]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_no_checkpoints_are_said(workers):
+    with pytest.raises(UsageError, match="no checkpoint to look at"):
+        discover_all(discover_at, [], workers, lambda done, of: None)
 
 
 def test_where_every_checkpoint_fails_there_is_no_trajectory(run, monkeypatch):
@@ -164,8 +181,12 @@ def test_a_process_that_is_killed_ends_no_other():
 @pytest.mark.slow
 def test_errors_of_other_processes_keep_their_words(run):
     wrong = [request(run, 77), request(run, 78)]
-    with pytest.raises(UsageError, match=r"unknown checkpoint of run 'solved': '7[78]'"):
-        discover_all(discover_at, wrong, 2, lambda done, of: None)
+    found = discover_all(discover_at, wrong, 2, lambda done, of: None)
+    assert [one.kind for one in found] == ["usage", "usage"]
+    for step, one in zip((77, 78), found, strict=True):
+        assert one.reason.startswith(f"unknown checkpoint of run 'solved': '{step}'")
+    with pytest.raises(UsageError, match=r"unknown checkpoint of run 'solved': '77'"):
+        discover_all(discover_at, [request(run, 77)] * 2, 2, lambda done, of: None)
 
 
 def test_a_story_of_format_1_is_told_again_by_the_present_rule(run):
