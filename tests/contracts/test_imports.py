@@ -3,6 +3,8 @@
 import ast
 from collections.abc import Iterator
 
+from circuits.detect import SOURCES
+
 MAY_IMPORT = {
     "kernels": {"kernels"},
     "interp": {"interp"},
@@ -31,6 +33,10 @@ def imported(tree: ast.AST) -> Iterator[tuple[int, str, list[str]]]:
             name = getattr(node.func, "attr", getattr(node.func, "id", ""))
             if name in {"import_module", "__import__"} and isinstance(node.args[0].value, str):
                 yield node.lineno, node.args[0].value, []
+
+
+def test_stored_results_are_told_apart_by_all_code_that_makes_them():
+    assert set(SOURCES) == MAY_IMPORT["circuits"]
 
 
 def test_packages_import_only_those_below_them(sources):
