@@ -263,6 +263,7 @@ def test_ctrl_c_ends_every_process_with_exit_code_130(run):
     line = ["circuit", "solved", "--store", str(run.path.parent), "--checkpoints", "all", "--workers", "2"]
     code = f"""
 import multiprocessing, os, signal, sys, threading
+signal.signal(signal.SIGINT, signal.default_int_handler)  # where these tests run in the background it is ignored
 def interrupt():
     while len(multiprocessing.active_children()) < 2:
         threading.Event().wait(0.05)
