@@ -103,10 +103,16 @@ def headline(
     summary: list[NullSummary],
     checks: list[CausalCheck],
     carried: list[Carrier],
+    checkpoints: int = 1,
 ) -> str:
-    """The verdict in one sentence, with the number that carries it."""
+    """The verdict in one sentence, with the number that carries it.
+
+    Args:
+        checkpoints: for how many looks p is corrected.
+    """
     joint = next(row for row in summary if row.role == "joint")
     p = f"p = {joint.p_value:.3g}, smallest possible {joint.smallest_p:.3g}, n = {joint.n} null models"
+    p += f", corrected for {checkpoints} checkpoints" if checkpoints > 1 else ""
     swaps = {c.role: c.effect for c in checks if c.name == "interchange"}
     if outcome.verdict == "iteration head":
         read, clock = swaps["reading"], swaps["clock"]

@@ -147,7 +147,7 @@ class IterationHead:
             seed=options.seed,
             options=asdict(options),
             verdict=outcome.verdict,
-            headline=headline(outcome, heads, found.summary, found.checks, carried),
+            headline=headline(outcome, heads, found.summary, found.checks, carried, options.checkpoints),
             heads=heads if outcome.verdict in ("iteration head", "candidate") else {},
             solved=outcome.solved,
             lengths=found.lengths,

@@ -131,4 +131,6 @@ def test_the_headline_of_nothing_found_gives_p_its_floor_and_n(p):
     outcome = decide([null(max(p, 0.02))], rows(), [], lengths(0.2), CHANCE)
     text = headline(outcome, {"clock": "L0.H0", "reading": "L1.H0"}, [null(p)], [], [])
     assert text.startswith("No iteration head (p = ")
-    assert "smallest possible 0.002, n = 500 null models" in text
+    assert "smallest possible 0.002, n = 500 null models" in text and "corrected" not in text
+    several = headline(outcome, {"clock": "L0.H0", "reading": "L1.H0"}, [null(p)], [], [], 29)
+    assert "n = 500 null models, corrected for 29 checkpoints" in several
