@@ -70,7 +70,7 @@ def discover(
     circuit = circuit_of(subject, problem, settings, found)
     given = _about_search(problem, circuit, found)
     if not circuit.n_kept:
-        headline = f"No circuit of the {circuit.n_live} live edges keeps {settings.target:.0%} of the metric."
+        headline = f"No circuit of the {circuit.n_live:,} live edges keeps {settings.target:.0%} of the metric."
         return _file("no faithful circuit", headline, gate, settings, stages, **given), None
     with stages.of("faithfulness and controls"):
         judgement = judged(problem, found, settings, tell, given["n_edges"])
@@ -203,7 +203,7 @@ def overlap(one: Tensor, two: Tensor) -> float:
 def verdict_of(circuit: Circuit, judgement: Judgement, settings: Settings) -> tuple[str, str]:
     """ "circuit" where it keeps the target on held-out prompts and no matched control comes near; else "candidate"."""
     kept, f = judgement.faithfulness.retained, circuit.n_kept
-    size = f"{f} of {circuit.n_live} live edges"
+    size = f"{f:,} of {circuit.n_live:,} live edges"
     said = (
         f"{size} keep {kept.value:.1%} [{kept.low:.1%}, {kept.high:.1%}] of the metric on {kept.n} held-out sequences "
         f"under {circuit.provenance.ablation} ablation"
