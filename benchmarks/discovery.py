@@ -284,8 +284,8 @@ def whole(subject: Subject, settings: Settings, tell: Callable[[str, int, int], 
     row["rankings"] = {name: one.method for name, one in found.rankings.items()}
     if circuit.n_kept:
         judgement = judged(problem, found, settings, tell, edges_of_graph(problem))
-        kept, random = judgement.faithfulness.retained, judgement.controls[0]
-        row |= {"kept": kept.model_dump(), "random": {"n": random.n, "largest": random.largest, "mean": random.mean}}
+        row["kept"] = judgement.faithfulness.retained.model_dump()
+        row["random"] = [one.model_dump(exclude={"circuits"}) for one in judgement.controls]
         row |= {"cmd": judgement.faithfulness.cmd, "cpr": judgement.faithfulness.cpr}
     stages["all"] = time.process_time() - started
     return row | {"seconds": stages, "error": same_forwards(problem)}
