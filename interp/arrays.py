@@ -10,6 +10,10 @@ import numpy as np
 from interp.errors import StoreError
 
 MAX_ARRAYS = 10_000
+UNREADABLE = (  # what zipfile and NumPy raise on damaged or hostile bytes
+    *(zipfile.BadZipFile, ValueError, KeyError, EOFError, OSError, RuntimeError, MemoryError),
+    *(TypeError, SyntaxError, OverflowError),  # NotImplementedError is a RuntimeError
+)
 READ_HEADER = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
@@ -47,9 +51,7 @@ def decode_arrays(data: bytes, where: str) -> dict[str, np.ndarray]:
                 _require_honest_header(archive, member, where)
         with np.load(io.BytesIO(data), allow_pickle=False) as loaded:
             return {name: loaded[name] for name in loaded.files}
-    except (zipfile.BadZipFile, ValueError, KeyError, EOFError, OSError, RuntimeError, MemoryError) as error:
-        raise StoreError(f"{where}: not a readable .npz ({str(error)[:120]}); the file is damaged") from None
-    except (NotImplementedError, TypeError, SyntaxError, OverflowError) as error:
+    except UNREADABLE as error:
         raise StoreError(f"{where}: not a readable .npz ({str(error)[:120]}); the file is damaged") from None
 
 

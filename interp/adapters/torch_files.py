@@ -16,6 +16,12 @@ from interp.errors import CheckpointError, StoreError
 from interp.files import opened
 
 MAX_PROGRAM, MAX_VALUES, MAX_DEPTH = 8 << 20, 300_000, 16
+NO_ARCHIVE = (  # what zipfile raises on bytes that are no archive, a damaged one, or one packed in another way
+    *(zipfile.BadZipFile, NotImplementedError, EOFError, struct.error, OverflowError),
+)
+NO_RECORD = (  # the same while a record is read, which may be gone or on a disk that fails
+    *(zipfile.BadZipFile, NotImplementedError, EOFError, struct.error, LookupError, OSError, ValueError),
+)
 
 
 def read_torch_file(path: Path, root: Path) -> Any:
@@ -38,7 +44,7 @@ def read_torch_file(path: Path, root: Path) -> Any:
             _require_plain(archive, path)
             order = archive.read(f"{prefix}byteorder") if f"{prefix}byteorder" in sizes else b"little"
             value = run_program(archive.read(names[0]))
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, struct.error, OverflowError):
+    except NO_ARCHIVE:
         raise CheckpointError(
             f"{path}: not a file of torch.save as written since torch 1.6; an older one may need code, so load it "
             "where you trust it and save its state dict as safetensors"
@@ -100,7 +106,7 @@ def _values(real: Path, path: Path, record: str, one: Strided) -> Tensor:
     try:
         with zipfile.ZipFile(real) as archive:
             data = bytearray(archive.read(record))
-    except (zipfile.BadZipFile, EOFError, LookupError, OSError, NotImplementedError, ValueError, struct.error) as error:
+    except NO_RECORD as error:
         raise CheckpointError(f"{path}: {shown(record)} cannot be read ({str(error)[:120]})") from None
     if not data:
         return torch.zeros(one.size, dtype=one.storage.dtype)

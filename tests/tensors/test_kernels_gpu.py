@@ -13,13 +13,6 @@ pytestmark = pytest.mark.gpu
 TF32 = 2.0**-10  # relative rounding of one tf32 operand pair
 
 
-@pytest.fixture(scope="module")
-def device() -> torch.device:
-    if not torch.cuda.is_available():
-        pytest.skip("no GPU")
-    return torch.device("cuda", 0)
-
-
 @pytest.fixture(autouse=True)
 def poisoned(monkeypatch):
     """torch.empty is filled with NaN, so that a kernel that leaves something out is noticed."""

@@ -11,13 +11,6 @@ pytestmark = pytest.mark.gpu
 CASES = [("preset", "z", "last"), ("preset", "z", "all"), ("grouped", "k", "all"), ("rms swiglu rotary", "q", "last")]
 
 
-@pytest.fixture(scope="module")
-def device() -> torch.device:
-    if not torch.cuda.is_available():
-        pytest.skip("no GPU")
-    return torch.device("cuda", 0)
-
-
 def call(name: str, site: str, read: str, dtype: torch.dtype, device: torch.device):
     """A decoder and the arguments of a call that is cut into many small chunks."""
     clean, corrupted = prompts(61, length=6, same=1)

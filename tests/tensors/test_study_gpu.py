@@ -27,13 +27,6 @@ pytestmark = pytest.mark.gpu
 ROUNDS = 20
 
 
-@pytest.fixture(scope="module")
-def device() -> torch.device:
-    if not torch.cuda.is_available():
-        pytest.skip("no GPU")
-    return torch.device("cuda", 0)
-
-
 def seconds(work: Callable[[], object], rounds: int = ROUNDS) -> float:
     """Median time on the device, after three runs that warm up."""
     for _ in range(3):
@@ -167,7 +160,7 @@ def test_step_5_error_of_coarse_products_on_the_device(device):
 
 def test_step_6_profile_of_the_kernels(device, tmp_path):
     if shutil.which("ncu") is None:
-        pytest.skip("ncu is not installed")
+        pytest.skip("ncu is not installed")  # part of the CUDA toolkit, not of the driver
     command = ["ncu", "--target-processes", "all", "--set", "basic", "-k", "regex:one_column|suffix_attention"]
     command += [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-k", "d_head", "tests/tensors/test_kernels_gpu.py"]
     done = subprocess.run(command, capture_output=True, text=True)
