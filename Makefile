@@ -51,7 +51,7 @@ endif
 demo: $(STAMP)  ## train a small model, find its iteration heads and write the report
 	$(BIN)/interp demo
 
-test: $(STAMP)  ## default test suite (under 4 minutes on 2 cores)
+test: $(STAMP)  ## default test suite (about 7 minutes on 2 cores)
 	$(ONE) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -q
 
 test-slow: $(STAMP)  ## the tests marked slow, with full counts

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -50,10 +50,14 @@ class BrowserError(RuntimeError):
     """The browser refused a command, threw in the page, or did not answer in time."""
 
 
+class NotYet(BrowserError):
+    """An expression threw, or its page went away under it: on a page that is still changing, worth another look."""
+
+
 class Pipe:
     """Null-terminated DevTools messages over two pipes, with the events that came between the replies."""
 
-    def __init__(self, to_browser: int, from_browser: int, limit: float = 30.0):
+    def __init__(self, to_browser: int, from_browser: int, limit: float = 90.0):
         self._out, self._in, self._limit = to_browser, from_browser, limit
         self._buffer = b""
         self._last = 0
@@ -73,7 +77,8 @@ class Pipe:
             reply = self._next(end, method)
             if reply.get("id") == self._last:
                 if "error" in reply:
-                    raise BrowserError(f"{method}: {reply['error']['message']}")
+                    error = NotYet if method == "Runtime.evaluate" else BrowserError
+                    raise error(f"{method}: {reply['error']['message']}")
                 return reply["result"]
             self.events.append(reply)
 
@@ -141,8 +146,32 @@ class Page:
         """Value of a JavaScript expression, awaited if it is a promise."""
         reply = self.send("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         if "exceptionDetails" in reply:
-            raise BrowserError(json.dumps(reply["exceptionDetails"].get("exception", {}).get("description")))
+            raise NotYet(json.dumps(reply["exceptionDetails"].get("exception", {}).get("description")))
         return reply["result"].get("value")
+
+    def until(self, claim: str | Callable[[], Any], limit: float = 120.0) -> float:
+        """Seconds until the expression (or function) is true; one that throws is not true yet.
+
+        A view is drawn in parts, in no promised order, so whatever a test looks at or clicks is waited for.
+
+        Raises:
+            BrowserError: if it is not true within the limit, with what the page shows by then.
+        """
+        began, thrown = time.monotonic(), None
+        while True:
+            try:
+                if self.evaluate(claim) if isinstance(claim, str) else claim():
+                    return time.monotonic() - began
+            except NotYet as error:
+                thrown = str(error)
+            if time.monotonic() - began > limit:
+                shown = self.evaluate("document.body.innerText")[:2000]
+                raise BrowserError(f"not within {limit:.0f} s: {claim}: {thrown}: {self.complaints()}: {shown}")
+            time.sleep(0.01)
+
+    def press_on(self, element: str) -> None:
+        """Click what the expression finds, as soon as it finds it."""
+        self.until(f"((found) => Boolean(found) && (found.click(), true))({element})")
 
     def hover(self, x: float, y: float) -> None:
         """Move the pointer."""

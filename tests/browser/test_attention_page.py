@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import time
 
 import numpy as np
 import pytest
@@ -61,10 +60,8 @@ def page(browser):
 def opened(page: Page, address: str) -> Page:
     """The view with its grid painted and its exact values there."""
     page.send("Page.navigate", url=address)
-    end = time.monotonic() + 30
-    while not page.evaluate(PAINTED):
-        assert time.monotonic() < end, page.complaints()
-    waited(page, f"{EXACT} !== '…'")
+    page.until(PAINTED)
+    page.until(f"{EXACT} !== '…'")
     return page
 
 
@@ -111,7 +108,7 @@ def test_a_click_on_a_head_reaches_python_and_the_address(page, base, store):
     click = f"{HANDLE}.element.querySelectorAll('.ag-head')[6].click()"
     waited(page, f"{EXACT} !== '…' && {HANDLE}.state().head === 6", click)
     assert float(page.evaluate(EXACT)) == pytest.approx(exact_of(store, page, "plain"), rel=1e-5)
-    waited(page, "new URL(location).searchParams.get('head') === '6'")
+    page.until("new URL(location).searchParams.get('head') === '6'")
     assert page.evaluate("new URL(location).searchParams.get('step')") == "5"
 
 
@@ -132,8 +129,8 @@ def test_scrubbing_sends_nothing_and_its_end_reaches_the_address(page, base, sto
     page.evaluate(f"((s) => {{ {steps} }})({slider})")
     assert page.evaluate(f"{HANDLE}.state().step") == 8
     assert len(page._own("Network.webSocketFrameSent")) == before
-    waited(page, "new URL(location).searchParams.get('step') === '8'")
-    waited(page, f"{EXACT} !== '…'")
+    page.until("new URL(location).searchParams.get('step') === '8'")
+    page.until(f"{EXACT} !== '…'")
     assert float(page.evaluate(EXACT)) == pytest.approx(exact_of(store, page, "plain"), rel=1e-5)
 
 
@@ -144,8 +141,8 @@ def test_the_keyboard_alone_goes_from_head_to_cell_to_checkpoint(page, base):
     page.evaluate(f"{HANDLE}.element.querySelector('.ag-plot').focus()")
     page.press("Home")
     page.press("[")
-    waited(page, "new URL(location).searchParams.get('head') === '1'")
-    waited(page, "new URL(location).searchParams.get('step') === '10'")
+    page.until("new URL(location).searchParams.get('head') === '1'")
+    page.until("new URL(location).searchParams.get('step') === '10'")
     assert page.evaluate(f"{HANDLE}.state().k") == 0
     assert page.evaluate(f"{HANDLE}.element.querySelector('.ag-plot').matches(':focus')")  # a rerun keeps the focus
 
@@ -154,7 +151,7 @@ def test_another_sequence_never_shows_exact_values_of_the_one_before(page, base,
     opened(page, f"{base}/attention?run=plain&head=1")
     page.evaluate("document.querySelector('[role=combobox][aria-label*=Sequence]').focus()")
     page.press("ArrowDown")
-    waited(page, "document.querySelectorAll('[role=option]').length === 2")
+    page.until("document.querySelectorAll('[role=option]').length === 2")
     page.press("ArrowDown")
     page.evaluate(
         f"window.shown = new Set(); window.looking = setInterval(() => {{ const g = {HANDLE};"
@@ -162,7 +159,7 @@ def test_another_sequence_never_shows_exact_values_of_the_one_before(page, base,
         f"shown.add([g.state().q, g.state().k, {EXACT}].join()); }}, 2)"
     )
     page.press("Enter")
-    waited(page, f"{HANDLE}?.element.querySelectorAll('.ag-strip span').length === 9 && {EXACT} !== '…'")
+    page.until(f"{HANDLE}?.element.querySelectorAll('.ag-strip span').length === 9 && {EXACT} !== '…'")
     run = store.run("plain")
     stored_head = read_patterns(run, pattern_index(run), 1, [11])[0, 0, 1]
     for q, k, exact in (text.split(",") for text in page.evaluate("[...window.shown]")):
@@ -173,7 +170,7 @@ def test_circuitsvis_is_a_sandboxed_second_view_that_asks_nobody(page, base):
     opened(page, f"{base}/attention?run=plain&beside=circuitsvis")
     every = "[...document.querySelectorAll('*')]"
     frames = f"{every}.flatMap((one) => [...(one.shadowRoot?.querySelectorAll('iframe') ?? [])])"
-    waited(page, f"{frames}.length === 1")
+    page.until(f"{frames}.length === 1")
     assert page.evaluate(f"{frames}[0].getAttribute('sandbox')") == "allow-scripts"
     assert "default-src 'none'" in page.evaluate(f"{frames}[0].srcdoc")
     assert foreign(page, base) == []

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -124,25 +123,17 @@ def page(browser: Pipe) -> Iterator[Page]:
     tab.close()
 
 
-def waited(page: Page, claim: str) -> float:
-    """Seconds until the expression is true; fails with what the page shows if it never is."""
-    began = time.monotonic()
-    while not page.evaluate(claim):
-        assert time.monotonic() - began < SECONDS, f"{claim}: {page.complaints()}: {page.evaluate(TEXT)[:2000]}"
-    return time.monotonic() - began
-
-
 def opened(page: Page, address: str) -> Page:
     """The view once it has stopped changing."""
     page.send("Page.navigate", url=address)
-    waited(page, RESTED)
+    page.until(RESTED)
     page.settle()
     return page
 
 
 def click_cell(page: Page, row: int, column_from_right: int = 0) -> None:
     """Click a cell of the heatmap's first panel, counted from its right end."""
-    waited(page, f"!!{deep('canvas.hg-plot')}")
+    page.until(f"!!{deep('canvas.hg-plot')}")
     left, top, wide = page.evaluate(
         f"(() => {{ const e = {deep('canvas.hg-plot')}; e.scrollIntoView({{block: 'center'}});"
         " const b = e.getBoundingClientRect(); return [b.left, b.top, b.width]; })()"
@@ -161,13 +152,13 @@ def test_a_clicked_head_is_ablated_and_answered_beside_five_controls(page, base,
     page.view(1280, 1600, scheme)
     opened(page, f"{base}/patching?run=solved&t=2")
     click_cell(page, 1)
-    first = waited(page, f"{TEXT}.includes('With L1.H0 ablated')")
-    assert page.evaluate("new URLSearchParams(location.search).get('target')") == "L1.H0"
-    waited(page, f"!!document.querySelector({json.dumps(SVG)})")
-    shown = page.evaluate(TEXT)
-    assert "under 5 controls" in shown and "exploratory" in shown and "1 other head" in shown
+    first = page.until(f"{TEXT}.includes('With L1.H0 ablated')")
+    page.until("new URLSearchParams(location.search).get('target') === 'L1.H0'")
+    page.until(f"!!document.querySelector({json.dumps(SVG)})")
+    for phrase in ("under 5 controls", "exploratory", "1 other head"):
+        page.until(f"{TEXT}.includes({json.dumps(phrase)})")
     click_cell(page, 0)
-    second = waited(page, f"{TEXT}.includes('With L0.H0 ablated')")
+    second = page.until(f"{TEXT}.includes('With L0.H0 ablated')")
     ARTEFACTS.mkdir(parents=True, exist_ok=True)
     (ARTEFACTS / f"what-if-{scheme}.json").write_text(json.dumps({"first": first, "second": second}))
     page.screenshot(ARTEFACTS / f"what-if-{scheme}.png")
@@ -177,60 +168,60 @@ def test_a_clicked_head_is_ablated_and_answered_beside_five_controls(page, base,
 
 def test_a_link_to_an_answer_gives_the_same_answer(page, base):
     opened(page, f"{base}/patching?run=solved&t=2&component=L1.H0&place=7&target=M0&ablate=zero&step={LAST}")
-    waited(page, f"{TEXT}.includes('With M0 ablated')")
-    assert "L1.H0 at s2 (position 7)" in page.evaluate(TEXT)
+    page.until(f"{TEXT}.includes('With M0 ablated')")
+    page.until(f"{TEXT}.includes('L1.H0 at s2 (position 7)')")
 
 
 def test_the_heatmap_is_steered_by_keys_and_keeps_its_place(page, base):
     opened(page, f"{base}/patching?run=solved&t=2")
-    waited(page, f"!!{deep('canvas.hg-plot')}")
+    page.until(f"!!{deep('canvas.hg-plot')}")
     page.evaluate(f"window.grid = {deep('canvas.hg-plot')}; window.grid.focus(); 1")
     for key in ("End", "ArrowDown", "Enter"):
         page.press(key)
-    waited(page, "new URLSearchParams(location.search).get('component') === 'L1.H0'")
-    waited(page, f"{TEXT}.includes('With L1.H0 ablated')")
+    page.until("new URLSearchParams(location.search).get('component') === 'L1.H0'")
+    page.until(f"{TEXT}.includes('With L1.H0 ablated')")
     assert page.evaluate(f"window.grid === {deep('canvas.hg-plot')}")
     assert page.evaluate("window.grid.getRootNode().activeElement === window.grid")
 
 
 def test_letting_the_slider_go_moves_the_address_and_the_question(page, base):
     opened(page, f"{base}/patching?run=solved&t=2&target=L1.H0")
-    waited(page, f"{TEXT}.includes('With L1.H0 ablated')")
-    waited(page, f"!!{deep('.hg-step')}")
+    page.until(f"{TEXT}.includes('With L1.H0 ablated')")
+    page.until(f"!!{deep('.hg-step')}")
     before = page.evaluate(f"{deep('.hg-step')}.textContent")
     slider = deep("input.ag-slider")
     page.evaluate(f"(() => {{ const s = {slider}; s.value = 0; s.dispatchEvent(new Event('input')); }})()")
     assert page.evaluate(f"{deep('.hg-step')}.textContent") != before  # drawn before anything is sent
     page.evaluate(f"{slider}.dispatchEvent(new Event('change')); 1")
-    waited(page, "new URLSearchParams(location.search).get('step') === '0'")
-    waited(page, f"{TEXT}.includes('the interval of what is lost covers 0')")
+    page.until("new URLSearchParams(location.search).get('step') === '0'")
+    page.until(f"{TEXT}.includes('the interval of what is lost covers 0')")
 
 
 def test_an_edge_of_the_drawing_is_picked_by_click_and_by_key(page, base):
     opened(page, f"{base}/circuit?run=solved&step={LAST}")
     edge = "[data-edge]:not(.other)"
-    waited(page, f"!!{deep(edge)}")
+    page.until(f"!!{deep(edge)}")
     name = page.evaluate(f"{deep(edge)}.dataset.edge")
     page.evaluate(f"{deep(edge)}.focus(); 1")
     page.press("Enter")
-    waited(page, f"new URLSearchParams(location.search).get('target') === {json.dumps(name)}")
-    waited(page, f"{TEXT}.includes({json.dumps(f'With {name} ablated')})")
+    page.until(f"new URLSearchParams(location.search).get('target') === {json.dumps(name)}")
+    page.until(f"{TEXT}.includes({json.dumps(f'With {name} ablated')})")
     node = deep("[data-node='L1.H0'] .frame")
     x, y = page.evaluate(
         f"(() => {{ const e = {node}; e.scrollIntoView({{block: 'center'}}); const b = e.getBoundingClientRect();"
         " return [b.left + b.width / 2, b.top + 6]; })()"
     )
     page.click(x, y)
-    waited(page, f"{TEXT}.includes('With L1.H0 ablated')")
+    page.until(f"{TEXT}.includes('With L1.H0 ablated')")
     assert foreign(page, base) == []
     assert page.complaints() == []
 
 
 def test_the_drawings_are_scrubbed_without_asking_the_server(page, base):
     opened(page, f"{base}/circuit?run=solved&step={LAST}")
-    waited(page, f"!!{deep('.cf-slider')}")
+    page.until(f"!!{deep('.cf-slider')}")
     kept = f"{deep('.cf-stage')}.querySelectorAll('.edge:not(.other)').length"
-    assert page.evaluate(kept) > 0
+    page.until(f"{kept} > 0")
     page.evaluate(f"(() => {{ const s = {deep('.cf-slider')}; s.value = 0; s.dispatchEvent(new Event('input')); }})()")
     assert page.evaluate(kept) == 0
     assert page.evaluate("new URLSearchParams(location.search).get('step')") == str(LAST)
@@ -240,7 +231,7 @@ def test_the_drawings_are_scrubbed_without_asking_the_server(page, base):
 def test_payloads_as_stored_names_add_no_tag(page, planted, name):
     view, _, rest = name.partition("?")
     opened(page, f"{planted}/{view}?run=solved&{rest}")
-    page.settle()
+    page.until(f"{TEXT}.length > 0")
     assert page.evaluate(COUNT_DEEP % json.dumps(PLANTED)) == 0
     assert page.evaluate("hits") == []
     assert foreign(page, planted) == []
