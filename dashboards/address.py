@@ -12,7 +12,12 @@ MOST_EXAMPLES = 1_000_000
 
 @dataclass(frozen=True)
 class Address:
-    """Raw parameters, the limits the run sets, and every value that was read (for the link that names them all)."""
+    """Raw parameters, the limits the run sets, and what was read.
+
+    Attributes:
+        read: every value that was read, for the link that names them all.
+        notes: what to say of a step that was asked for and is not the one shown, by parameter.
+    """
 
     raw: dict[str, str]
     run: str | None
@@ -20,15 +25,38 @@ class Address:
     layers: int = 1
     heads: int = 1
     read: dict[str, str] = field(default_factory=dict, compare=False)
+    notes: dict[str, str] = field(default_factory=dict, compare=False)
 
     def get(self, name: str) -> Any:
         """One of run, step, layer, head, example; see `Page.get`. KeyError for any other name."""
         if name == "run":
             return self._seen(name, self.run)
         if name == "step":
-            return self._seen(name, nearest(self.raw.get(name), self.steps))
+            return self.step(self.steps)
         most = {"layer": self.layers - 1, "head": self.heads - 1, "example": MOST_EXAMPLES}[name]
         return self.number(name, 0, most)
+
+    def step(
+        self, steps: Sequence[int], what: str = "checkpoint", name: str = "step", default: int | None = None
+    ) -> int | None:
+        """The step among `steps` nearest to the one asked for; the default, or the last, where none is; None of none.
+
+        Where another one was asked for, `notes` says so from now on.
+
+        Args:
+            what: what the steps left out lack, such as "stored circuit".
+        """
+        asked = self.raw.get(name)
+        shown = default if whole(asked) is None and default in steps else nearest(asked, steps)
+        self.notes.pop(name, None)
+        if asked and shown is not None and whole(asked) != shown:
+            lacks = "checkpoint" if name == "step" and whole(asked) not in self.steps else what
+            self.notes[name] = (
+                f"The step in the address is no number; showing {shown:,}."
+                if whole(asked) is None
+                else f"Step {whole(asked):,} has no {lacks}; showing {shown:,}."
+            )
+        return self._seen(name, shown)
 
     def number(self, name: str, low: int, high: int, default: int | None = None) -> int:
         """A whole number clamped to [low, high]."""
@@ -53,6 +81,7 @@ class Address:
         for name, value in values.items():
             self.raw.pop(name, None)
             self.read.pop(name, None)
+            self.notes.pop(name, None)
             if value is not None:
                 self.raw[name] = str(value)
 

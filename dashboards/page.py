@@ -52,6 +52,17 @@ class Page:
         """
         return self.address.get(name)
 
+    def step_among(self, steps: Sequence[int], what: str, name: str = "step", default: int | None = None) -> int | None:
+        """The step to show of those a view has something for; the line under the title tells of another one asked for.
+
+        Args:
+            steps: ascending; None is returned where there are none.
+            what: what the other checkpoints lack, such as "stored circuit".
+            name: parameter of the address.
+            default: shown where the address names no step; the last one if not given.
+        """
+        return self.address.step(steps, what, name, default)
+
     def number(self, name: str, low: int, high: int, default: int | None = None) -> int:
         """A whole number of the address, clamped to [low, high]; `default`, or `low`, where there is none."""
         return self.address.number(name, low, high, default)
@@ -143,6 +154,7 @@ class Page:
         if set(made.values()) == {NOT_GIVEN}:
             words = ["No numbers yet"] if n == NOT_GIVEN else [READ_ONLY, words[-1]]
         st.caption(" · ".join(words))
+        self.slots["notes"] = st.empty()
 
     def share(self, command: str | None = None, python: str | None = None) -> None:
         """Offer the full link, the command that gives the same, and the Python for it, in a button beside the title.
@@ -154,6 +166,11 @@ class Page:
             python: lines after `self.python_start()`; None where there is nothing to say.
         """
         self.slots["shared"] = (command, python)
+
+    def draw_notes(self) -> None:
+        """Say below the title which steps are shown instead of those asked for; called by the router after the view."""
+        if "notes" in self.slots and self.address.notes:
+            self.slots["notes"].caption(plain(" ".join(self.address.notes.values())))
 
     def draw_share(self) -> None:
         """Draw the button; called by the router after the view. One that stopped early can still be sent."""

@@ -83,6 +83,7 @@ def show(view: ViewFile, store: Store, pages: Mapping[str, Any]) -> None:
     render: Callable[[Page], None] = load("view", view.id)
     with page.guarded("The other views and runs are not affected.", page.command("runs", "show")):
         render(page)
+    page.draw_notes()
     page.draw_share()
 
 

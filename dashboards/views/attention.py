@@ -5,7 +5,6 @@ from typing import Any
 import streamlit as st
 
 from dashboards import cached
-from dashboards.address import nearest
 from dashboards.attention_data import (
     EXACT_CELLS,
     Findings,
@@ -70,10 +69,10 @@ def render(page: Page) -> None:
         shown = own(page.run, page.store, index, inputs) if inputs else stored_sequence(page.run, index, example)
         with row:
             download(page.run, shown, found)
-        draw(page, shown, found)
+        step = draw(page, shown, found)
         st.caption("Your own inputs; nothing is stored." if inputs else f"Sequences: {plain(index.record.rule)}.")
         if second == "circuitsvis":
-            beside(page, shown, found)
+            beside(page, shown, found, step)
     python = PYTHON_OWN.format(inputs=inputs) if inputs else PYTHON.format(example=example)
     page.share(page.command("patterns"), python)
 
@@ -105,15 +104,15 @@ def own(run: Run, store: Store, index: PatternIndex, inputs: list[str]) -> Shown
     return own_sequence(answer, inputs, checkpoints)
 
 
-def draw(page: Page, shown: Shown, found: Findings) -> None:
-    """The grid, led by the address; what is chosen in it goes into the address."""
+def draw(page: Page, shown: Shown, found: Findings) -> int:
+    """The grid, led by the address; what is chosen in it goes into the address. Returns the step that is shown."""
     stamp = stamp_of(shown, found)
     picked = attention_grid(_frames(stamp, shown, found), key=GRID)
     if picked is not None:
         place = {"step": picked.step, "layer": picked.layer, "head": picked.head, "q": picked.q, "k": picked.k}
         page.put(**place, draw=picked.mode)
     steps, (layer, head) = shown_steps(shown), chosen_head(page, shown, found)
-    step, n_pos = nearest(str(page.get("step")), steps), len(shown.tokens)
+    step, n_pos = page.step_among(steps, "frame in this grid"), len(shown.tokens)
     q, k = (page.number(name, -1, n_pos - 1, -1) for name in ("q", "k"))
     cell = (q, k) if q >= 0 and k >= 0 else None
     exact: dict[str, Any] = {"step": step, "layer": layer, "head": head}
@@ -123,6 +122,7 @@ def draw(page: Page, shown: Shown, found: Findings) -> None:
         exact |= {"q": q, "k": k, "value": float(exact_head(shown, step, layer, head)[cell])}
     place, mode = steps.index(step), page.choice("draw", ["matrix", "lines"])
     guide_attention(GRID, stamp, checkpoint=place, layer=layer, head=head, cell=cell, mode=mode, exact=exact)
+    return step
 
 
 def chosen_head(page: Page, shown: Shown, found: Findings) -> tuple[int, int]:
@@ -131,9 +131,9 @@ def chosen_head(page: Page, shown: Shown, found: Findings) -> tuple[int, int]:
     return page.number("layer", 0, shown.n_layers - 1, layer), page.number("head", 0, shown.n_heads - 1, head)
 
 
-def beside(page: Page, shown: Shown, found: Findings) -> None:
+def beside(page: Page, shown: Shown, found: Findings, step: int) -> None:
     """The selected head in circuitsvis."""
-    step, (layer, head) = nearest(str(page.get("step")), shown.steps), chosen_head(page, shown, found)
+    layer, head = chosen_head(page, shown, found)
     st.subheader(f"L{layer}.H{head} at step {step:,} in circuitsvis", anchor=False)
     draw_circuitsvis(list(shown.tokens), exact_head(shown, step, layer, head), f"L{layer}.H{head}")
 

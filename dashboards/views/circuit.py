@@ -47,12 +47,12 @@ def render(page: Page) -> None:
         return
     kind = page.choice("edges", list(known))
     series = known[kind]
-    near = min(series.steps, key=lambda one: abs(one - (page.get("step") or 0)))
+    near = page.step_among(series.steps, "stored circuit")
     header = st.container()
     with st.container(horizontal=True, vertical_alignment="bottom"):
         if len(known) > 1:
             series = known[page.pick("edges", "Edges", list(known), kind, widget="segments")]
-            near = min(series.steps, key=lambda one: abs(one - (page.get("step") or 0)))
+            near = page.step_among(series.steps, "stored circuit")
         send(page, page.run, series.at(near))
     step = drawing(page, page.run, series, near)
     one = series.at(step)

@@ -50,8 +50,9 @@ def _sides(page: Page, run: Run, other: Run) -> list[tuple[Run, int]]:
     default = data.closest(theirs, step)
     if alone:
         default = theirs[-1] if step != theirs[-1] else theirs[0]
+    start = page.step_among(theirs, f"checkpoint in {other.name}", "other_step", default)
     with right:
-        other_step = page.pick("other_step", f"Second: step of {plain(other.name)}", theirs, default, widget="slider")
+        other_step = page.pick("other_step", f"Second: step of {plain(other.name)}", theirs, start, widget="slider")
     return [(run, step), (other, other_step)]
 
 

@@ -52,7 +52,7 @@ def render(page: Page) -> None:
         "step",
         "Checkpoint (training step)",
         list(found.steps),
-        min(found.steps, key=lambda one: abs(one - (page.get("step") or 0))),
+        page.step_among(found.steps, "stored embedding"),
         widget="slider",
     )
     frame = found.steps.index(step)

@@ -39,7 +39,7 @@ def render(page: Page) -> None:
 def grid(page: Page, frames: LensFrames) -> int:
     """The heatmap led by the address; returns the checkpoint that is shown."""
     panel = lens_panel(frames)
-    step = min(frames.steps, key=lambda one: abs(one - (page.get("step") or 0)))
+    step = page.step_among(frames.steps, "stored lens")
     row = page.number("depth", -1, len(panel.rows) - 1, -1)
     column = page.number("place", -1, len(panel.columns) - 1, -1)
     known = row >= 0 and column >= 0
