@@ -125,6 +125,22 @@ def test_a_view_is_silent_asks_nobody_else_and_follows_the_theme(page, base, nam
     assert page.complaints() == []
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_title_is_whole_on_a_narrow_screen(page, base, scheme):
+    page.view(390, 844, scheme)
+    opened(page, f"{base}/patching?run=tiny&step=77")
+    hidden = "document.querySelector('[data-testid=stExpandSidebarButton]')"
+    page.until(f"Boolean({hidden})")  # the sidebar is folded away, and the bar with its button is drawn
+    bar, title = (
+        f"document.querySelector('{one}').getBoundingClientRect()" for one in ("[data-testid=stHeader]", "h1")
+    )
+    page.until(f"{title}.top >= {bar}.bottom && {title}.height > 0", 30)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.screenshot(ARTEFACTS / f"narrow-{scheme}.png")
+    inner = "[...document.querySelectorAll('[data-testid=stButtonGroup] [role=radiogroup]')]"
+    assert page.evaluate(f"{inner}.filter((one) => one.scrollWidth > one.clientWidth + 1).length") == 0
+
+
 def test_the_root_leads_to_the_list_of_runs(page, base):
     opened(page, f"{base}/")
     page.until("location.pathname === '/runs'")
