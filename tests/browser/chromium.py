@@ -45,6 +45,11 @@ for end, place in zip(ends, (3, 4)):
 os.execv(sys.argv[3], sys.argv[3:])
 """
 
+# A look after 10 ms, so that looking again and again leaves the page time to change.
+LATER = """
+new Promise((done, fail) => setTimeout(() => { try { done(%s); } catch (error) { fail(error); } }, 10))
+"""
+
 
 class BrowserError(RuntimeError):
     """The browser refused a command, threw in the page, or did not answer in time."""
@@ -160,14 +165,13 @@ class Page:
         began, thrown = time.monotonic(), None
         while True:
             try:
-                if self.evaluate(claim) if isinstance(claim, str) else claim():
+                if self.evaluate(LATER % claim) if isinstance(claim, str) else claim():
                     return time.monotonic() - began
             except NotYet as error:
                 thrown = str(error)
             if time.monotonic() - began > limit:
                 shown = self.evaluate("document.body.innerText")[:2000]
                 raise BrowserError(f"not within {limit:.0f} s: {claim}: {thrown}: {self.complaints()}: {shown}")
-            time.sleep(0.01)
 
     def press_on(self, element: str) -> None:
         """Click what the expression finds, as soon as it finds it."""
