@@ -134,6 +134,30 @@ class PatchOutput(Output):
     files: dict[str, str]
 
 
+class PatchPlanOutput(Output):
+    """`interp patch RUN --plan --json`."""
+
+    kind: Literal["patch-plan"] = "patch-plan"
+    run: str
+    task: str
+    step: int = Field(description="training step of the checkpoint")
+    by: str
+    site: str | None
+    length: int
+    steps: list[int] = Field(description="steps of the task that would be patched")
+    left_out: list[int] = Field(description="steps that have pairs and would not be patched")
+    without_pairs: dict[int, str] = Field(description="steps that have no pairs, and why")
+    plan: str = Field(description="all of it as one line")
+    patches: int = Field(description="effects that would be run, counting each prompt")
+    chunks: int
+    rows: int = Field(description="of the largest chunk")
+    flops: int = Field(description="2 per multiply-add")
+    naive_flops: int = Field(description="the same patches by one full forward each")
+    bytes: int = Field(description="memory of the largest chunk and of the recorded runs")
+    budget: int = Field(description="bytes that chunks may take")
+    seconds: float = Field(description="processor time at the speed of one large product")
+
+
 class HeadsOutput(Output):
     """`interp heads PATH --json`."""
 
@@ -166,6 +190,7 @@ OUTPUTS: dict[str, type[Output]] = {
     "verify": VerifyOutput,
     "demo": DemoOutput,
     "patch": PatchOutput,
+    "patch-plan": PatchPlanOutput,
     "heads": HeadsOutput,
     "export": ExportOutput,
 }

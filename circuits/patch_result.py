@@ -12,6 +12,8 @@ from circuits.engine.plan import Plan
 if TYPE_CHECKING:
     import pandas as pd
 
+    from circuits.patch_verify import Checks
+
 REASONS = (
     "",
     "before the first difference",
@@ -38,6 +40,16 @@ class Verification:
             f"{self.n} patches rerun through hooks: largest difference {self.max_error:.1e}, relative to all of them "
             f"{self.l2_error:.1e} (largest effect {self.largest_effect:.3g})"
         )
+
+
+def described(result: Any, effects: str, graph: str = "") -> str:
+    """Lines about a result: what was done, at which cost, by what and, in a coarse precision, with which error."""
+    lines = [
+        f"{effects} ({result.kind}) in {result.precision}, {result.seconds:.3g} s",
+        str(result.plan),
+        "; ".join(part for part in (result.backend, graph) if part),
+    ]
+    return "\n".join([*lines, str(result.verify())] if result.precision in COARSE else lines)
 
 
 @dataclass(frozen=True)
@@ -82,14 +94,7 @@ class PatchResult:
     def __str__(self) -> str:
         """What was done, by what and at which cost; in tf32 and bf16 with the error of `verify`, which reruns some."""
         ran = int((self.reason == 0).sum())
-        lines = [
-            f"{ran:,} effects of {self.site} ({self.kind}) in {self.precision}, {self.seconds:.3g} s",
-            str(self.plan),
-        ]
-        lines.append("; ".join(part for part in (self.backend, self.graph) if part))
-        if self.precision in COARSE:
-            lines.append(str(self.verify()))
-        return "\n".join(lines)
+        return described(self, f"{ran:,} effects of {self.site}", self.graph)
 
     @property
     def normalised(self) -> Float[Tensor, "prompt layer component pos"]:
@@ -126,4 +131,10 @@ class PatchResult:
         """Rerun n random patches (for all prompts each) through plain hooks of the model, one forward per patch."""
         from circuits.patch_verify import verify
 
-        return verify(self, n, seed)
+        return verify([self.checks()], n, seed)
+
+    def checks(self) -> "Checks":
+        """What `verify` can rerun."""
+        from circuits.patch_verify import head_checks
+
+        return head_checks(self)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
 import torch
@@ -10,18 +10,21 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuits.engine.finish import Scores
-from circuits.engine.plan import CACHE_ROWS, LARGEST_ROWS, free_memory, row_bytes
-from circuits.engine.record import Record
+from circuits.engine.plan import Plan, SetChunk, product_speed
 from circuits.engine.rows import Span
 from circuits.engine.runs import Given, Options, Runs, ablated, as_decoder, runs_for
+from circuits.engine.set_plan import Place, Sets, plan_of
 from circuits.engine.sets import by_layer_and_site, carry
 from circuits.engine.sites import BY_COMPONENT, SITES, n_components
 from circuits.engine.sweep import Branches, rows_to_read
 from circuits.metrics import Metric, UserMetric
+from circuits.patch_result import Verification, described
 from interp.errors import UsageError
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from circuits.patch_verify import Checks
 
 
 class At(NamedTuple):
@@ -40,6 +43,8 @@ class SetResult:
     Attributes:
         effect: [prompt, set], metric(all patches of the set in place) - metric(base).
         base, source: metric of the run that is patched into, and of the run that is patched from (None for ablations).
+        plan: chunks, floating-point operations and memory as predicted before the run.
+        flops: floating-point operations of both runs and of the sets as counted in the run, 2 per multiply-add.
         backend: which implementation ran, by operation.
         drift: metric of the base run minus its value in the model's own 16-bit format; None for 32-bit weights.
     """
@@ -51,12 +56,17 @@ class SetResult:
     direction: str
     ablation: str
     precision: str
+    plan: Plan
     flops: int
     seconds: float
     kind: str = "several sites at once, everything downstream recomputed"
     backend: str = ""
     drift: Float[Tensor, "prompt"] | None = None
-    runs: Any = field(default=None, repr=False)
+    patches: Any = field(default=None, repr=False)
+
+    def __str__(self) -> str:
+        """What was done, by what and at which cost; in tf32 and bf16 with the error of `verify`, which reruns some."""
+        return described(self, f"{self.plan.patches:,} effects of sets")
 
     def to_frame(self) -> "pd.DataFrame":
         """One row per (prompt, set)."""
@@ -65,6 +75,22 @@ class SetResult:
         index = pd.MultiIndex.from_product([range(len(self.effect)), range(len(self.sets))], names=["prompt", "set"])
         sites = [len(one) for _ in range(len(self.effect)) for one in self.sets]
         return pd.DataFrame({"effect": self.effect.flatten().cpu().numpy(), "sites": sites}, index=index).reset_index()
+
+    def verify(self, n: int = 32, seed: int = 0) -> Verification:
+        """Rerun n random sets that were run (for all prompts each) by one plain forward each, in float64.
+
+        The values put in are those of plain runs of the decoder, and go through the model's own hooks. A model that
+        cannot be copied to float64 (a bridge) runs in its own format.
+        """
+        from circuits.patch_verify import verify
+
+        return verify([self.checks()], n, seed)
+
+    def checks(self) -> "Checks":
+        """What `verify` can rerun."""
+        from circuits.patch_verify_edges import set_checks
+
+        return set_checks(self)
 
 
 @torch.no_grad()
@@ -85,69 +111,87 @@ def patch_sets(
     Args:
         sets: for each branch its sites, as `At` or (site, layer, component, position). An empty set has no effect.
             With padding on the left, positions count from each prompt's first token.
+        options: `max_bytes` parts the sets; one set, for all prompts, is never parted.
 
     Raises:
         UsageError: naming the argument that is wrong.
         NotExpressible: for a model that cannot be written exactly as a Decoder.
     """
     started = time.perf_counter()
-    given = Given(**options)
-    runs = runs_for(model, as_decoder(model), clean, corrupted, metric, given)
-    named = tuple(tuple(At(*one) for one in patches) for patches in sets)
-    expanded = [_expanded(runs, index, patches) for index, patches in enumerate(named)]
+    named, found = _checked(model, sets, clean, corrupted, metric, Given(**options))
+    runs, plan = found.runs, plan_of(found)
     scores = Scores(runs.decoder, runs.base, runs.metric, runs.rows, len(named))
-    source = runs.other if runs.other is not None else ablated(runs)
-    _run(runs, source, expanded, scores, given.max_bytes, given.progress)
+    _run(found, plan.chunks, scores)
     base, other = runs.values
     return SetResult(
         effect=scores.effect,
         sets=named,
         base=base,
         source=other,
-        direction=given.direction,
-        ablation=given.ablation,
-        precision=given.precision,
-        flops=runs.mul.flops,
+        direction=runs.given.direction,
+        ablation=runs.given.ablation,
+        precision=runs.given.precision,
+        plan=plan,
+        flops=runs.mul.flops + runs.recording_flops,
         seconds=time.perf_counter() - started,
         backend=runs.mul.by,
         drift=runs.drift,
-        runs=runs,
+        patches=found,
     )
 
 
-def _run(
-    runs: Runs,
-    source: Record,
-    sets: list[list[tuple[str, int, int, int]]],
-    scores: Scores,
-    max_bytes: int | None,
-    progress: Callable[[int, int], None] | None,
-) -> None:
-    """Branches in order of their first position, in chunks that fit the budget."""
-    base, read = runs.base.final, runs.read
-    prompts = torch.arange(len(base), device=base.device)
-    stop = int(read.any(0).nonzero().max()) + 1
-    start_of = [min((one[3] for one in patches), default=stop) for patches in sets]
-    order = sorted((i for i in range(len(sets)) if start_of[i] < stop), key=lambda i: start_of[i])
-    budget = free_memory(base.device) // 4 if max_bytes is None else max_bytes
-    most = CACHE_ROWS if base.device.type == "cpu" else LARGEST_ROWS
-    max_rows = min(most, budget // row_bytes(runs.decoder, base.element_size()))
-    done = 0
-    while done < len(order):
-        span = Span(start_of[order[done]], stop)
-        size = max(1, max_rows // (span.count * len(base)))
-        chunk = order[done : done + size]
-        kept = [[one for one in sets[i] if one[3] < stop] for i in chunk]
-        out, events = rows_to_read(read, span), by_layer_and_site(kept, base.device)
-        delta = carry(runs.decoder, runs.base, source, events, len(chunk), span, out, runs.mul)
-        slot = torch.tensor(chunk, device=base.device)
+@torch.no_grad()
+def plan_sets(
+    model: Any,
+    sets: Sequence[Sequence[At | tuple]],
+    *,
+    clean: Int[Tensor, "batch pos"],
+    metric: Metric | UserMetric | Callable[[Tensor], Tensor],
+    corrupted: Int[Tensor, "batch pos"] | None = None,
+    **options: Unpack[Options],
+) -> Plan:
+    """What `patch_sets` with these arguments would cost: chunks, operations, memory and seconds; nothing is patched.
+
+    The two runs are recorded. The seconds are as uncertain as those of `circuits.patching.plan_heads`.
+
+    Raises:
+        UsageError, NotExpressible: as `patch_sets`.
+    """
+    _, found = _checked(model, sets, clean, corrupted, metric, Given(**options))
+    plan = plan_of(found)
+    return replace(plan, seconds=plan.flops / product_speed(found.runs.decoder, max(1, plan.rows)))
+
+
+def _checked(
+    model: Any,
+    sets: Sequence[Sequence[At | tuple]],
+    clean: Tensor,
+    corrupted: Tensor | None,
+    metric: Metric | UserMetric | Callable[[Tensor], Tensor],
+    given: Given,
+) -> tuple[tuple[tuple[At, ...], ...], Sets]:
+    """The sets as they are named, and their single places with both runs."""
+    runs = runs_for(model, as_decoder(model), clean, corrupted, metric, given)
+    named = tuple(tuple(At(*one) for one in patches) for patches in sets)
+    return named, Sets(runs, [_expanded(runs, index, patches) for index, patches in enumerate(named)])
+
+
+def _run(sets: Sets, chunks: Sequence[SetChunk], scores: Scores) -> None:
+    """Carry the sets of every chunk to the metric."""
+    runs, device = sets.runs, sets.runs.base.final.device
+    source = runs.other if runs.other is not None else ablated(runs)
+    prompts = torch.arange(len(runs.base.final), device=device)
+    for done, chunk in enumerate(chunks, 1):
+        span = Span(chunk.start, sets.stop)
+        out, events = rows_to_read(runs.read, span), by_layer_and_site(sets.kept(chunk), device)
+        delta = carry(runs.decoder, runs.base, source, events, len(chunk.sets), span, out, runs.mul)
+        slot = torch.tensor(chunk.sets, device=device)
         scores.add(Branches(delta, torch.full_like(slot, span.start), slot), out, runs.base, prompts, runs.mul)
-        done += len(chunk)
-        if progress is not None:
-            progress(done, len(order))
+        if (progress := runs.given.progress) is not None:
+            progress(done, len(chunks))
 
 
-def _expanded(runs: Runs, index: int, patches: tuple[At, ...]) -> list[tuple[str, int, int, int]]:
+def _expanded(runs: Runs, index: int, patches: tuple[At, ...]) -> list[Place]:
     """Single places of a set; None stands for every component or position.
 
     Raises:

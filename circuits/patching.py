@@ -13,24 +13,23 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from circuits.engine.cost import SPREADING, ChunkShape, chunk_flops, states_flops
+from circuits.engine.cost import SPREADING, Single, chunk_work, states_flops
 from circuits.engine.finish import Scores
 from circuits.engine.one_column import Queries
 from circuits.engine.plan import (
-    CACHE_ROWS,
-    LARGEST_ROWS,
     Chunk,
     Plan,
+    Room,
     chunks_for,
     forward_flops,
-    free_memory,
     positions_together,
     product_speed,
-    row_bytes,
+    recorded_bytes,
 )
 from circuits.engine.replay import CudaGraph, Graph, Replays, why_no_graph
 from circuits.engine.rows import OneRow, Rows, Span
 from circuits.engine.runs import Given, Options, Runs, as_decoder, new_values, runs_for
+from circuits.engine.shapes import shape_of
 from circuits.engine.sites import BY_COMPONENT, SITES, Site, Wanted, joining, n_components, numbers, values
 from circuits.engine.sweep import Branches, Joining, rows_to_read, sweep
 from circuits.metrics import Metric, UserMetric
@@ -168,10 +167,8 @@ def patches_of(
 def plan_of(patches: Patches, reason: Int[Tensor, "prompt layer component pos"], max_bytes: int | None) -> Plan:
     """How the call will be cut into chunks, and what it will cost; `reason` is that of `skip_reasons`."""
     runs, base = patches.runs, patches.runs.base.final
-    width, read, n_layers = base.element_size(), runs.read, len(runs.decoder.layers)
-    budget = free_memory(base.device) // 4 if max_bytes is None else max_bytes
-    per_row = row_bytes(runs.decoder, width)
-    max_rows = max(1, min(CACHE_ROWS if base.device.type == "cpu" else LARGEST_ROWS, budget // per_row))
+    read, n_layers = runs.read, len(runs.decoder.layers)
+    room = Room.of(runs.decoder, base, max_bytes)
     active = (reason == 0).flatten(1, 2).any(1)  # [prompt pos]
     lasting = 1 if patches.site in ("k", "v") else 2
     whole = int(read.all())  # the last layer carries every row, too
@@ -185,50 +182,37 @@ def plan_of(patches: Patches, reason: Int[Tensor, "prompt layer component pos"],
         stop=int(read.any(0).nonzero().max()) + 1,
         long_layers=sum(layer + lasting < n_layers for layer in patches.layers),
         out_rows=int(read.sum(1).max()),
-        max_rows=max_rows,
+        max_rows=room.rows,
         most_positions=positions_together(runs.decoder, carried * prompts, base.device),
     )
     count = int((reason == 0).sum())
-    recorded = (1 if runs.other is None else 2) * base.numel() * width * (14 + 3 * 4) * n_layers
-    naive = count * forward_flops(runs.decoder, base.shape[1])
+    recorded = recorded_bytes(base, 1 if runs.other is None else 2, n_layers)
     return Plan(
-        tuple(chunks), count, max_rows, predicted(patches, chunks), max_rows * per_row + recorded, naive, budget
+        chunks=tuple(chunks),
+        patches=count,
+        rows=room.rows,
+        flops=predicted(patches, chunks),
+        bytes=room.rows * room.per_row + recorded,
+        naive_flops=count * forward_flops(runs.decoder, base.shape[1]),
+        budget=room.budget,
     )
 
 
 def predicted(patches: Patches, chunks: Sequence[Chunk]) -> int:
     """Floating-point operations of both runs and of all chunks, as if every patch changed something."""
-    runs, decoder, n_layers = patches.runs, patches.runs.decoder, len(patches.runs.decoder.layers)
+    runs, decoder = patches.runs, patches.runs.decoder
     n_prompts, n_pos = runs.base.final.shape[:2]
     several, used, total = len(chunks) > 2, set(), runs.recording_flops
-    width, table = 1 if hasattr(runs.metric, "directions") else len(decoder.W_E), runs.read.tolist()
+    table = runs.read.tolist()
     for chunk in chunks:
         read = [table[prompt] for prompt in chunk.prompts]
-        anywhere = [any(column) for column in zip(*read, strict=True)]
-        start, stop = chunk.positions[0], max(place for place, is_read in enumerate(anywhere) if is_read) + 1
-        most = max(1, max(sum(row[start:stop]) for row in read))
-        whole = all(all(row[start:stop]) for row in read)
-        positions = tuple(p for p in chunk.positions if p < stop)
-        shape = ChunkShape(
-            prompts=len(chunk.prompts),
-            positions=positions,
-            read=tuple(p for p in positions if anywhere[p]),
-            stop=stop,
-            out_rows=most,
-            components=chunk.components[1] - chunk.components[0],
-            layers=chunk.layers,
-            whole_states=several,
-        )
-        total += chunk_flops(decoder, patches.site, shape, width)
-        used |= whole_state_layers(patches.site, chunk.layers, n_layers, whole)
-    return total + (states_flops(decoder, n_prompts, n_pos, len(used)) if several else 0)
-
-
-def whole_state_layers(site: Site, layers: Sequence[int], n_layers: int, last_is_whole: bool) -> set[int]:
-    """Layers whose softmax states of all rows a chunk reads, if states are kept."""
-    shift = 0 if site in SPREADING else 1
-    found = {layer + shift for layer in layers}
-    return {layer for layer in found if layer < n_layers - 1 or (layer == n_layers - 1 and last_is_whole)}
+        shape = shape_of(runs, read, chunk.positions[0], several)
+        positions = [p for p in chunk.positions if p < shape.stop]
+        here = Single.at(positions, [any(column) for column in zip(*read, strict=True)])
+        components = chunk.components[1] - chunk.components[0]
+        work = chunk_work(decoder, patches.site, shape, chunk.layers, components, here)
+        total, used = total + work.flops, used | work.states
+    return total + states_flops(decoder, n_prompts, n_pos, len(used))
 
 
 def skip_reasons(patches: Patches) -> Int[Tensor, "prompt layer component pos"]:

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from circuits.detectors.base import Interval
 from circuits.patch_command.cells import SHARED, bounds, of_shares, resampled
+from circuits.patch_command.prompts import metric_of, pairs_of, position_names
 from circuits.patch_command.request import HEADED, Request, request
-from circuits.patch_command.run import metric_of, pairs_of, position_names
 from circuits.patch_edges import patch_edges
 from circuits.patch_result import REASONS
 from circuits.patching import patch_heads

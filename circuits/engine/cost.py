@@ -1,6 +1,7 @@
 """Predicted floating-point operations of a chunk, term by term as the sweep will spend them."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from interp.decoder import Decoder, Layer
 
@@ -8,119 +9,220 @@ SPREADING = ("k", "v", "resid_pre")  # sites whose patch reaches other rows with
 
 
 @dataclass(frozen=True)
-class ChunkShape:
-    """What decides the cost of a chunk.
+class SweepShape:
+    """What decides the cost of carrying branches to the metric.
 
     Attributes:
-        positions: where patches are, all before `stop`; the first is the first row of the span.
-        read: those of them that the metric reads in some prompt.
-        out_rows: rows of the last block; as many as the span where the metric reads all of it.
-        whole_states: whether softmax states are computed once for all chunks.
+        start, stop: first row of the span, and one past its last.
+        out_rows: rows of the last block; as many as the span where the metric reads all of it (`whole`).
+        kept_states: whether softmax states are computed once for all chunks.
+        width: numbers that the metric reads of a row: 1 for a direction, d_vocab for whole logits.
+        scored: rows of all prompts together whose metric is computed for a branch of many rows.
     """
 
     prompts: int
-    positions: tuple[int, ...]
-    read: tuple[int, ...]
+    start: int
     stop: int
     out_rows: int
-    components: int
-    layers: tuple[int, ...]
-    whole_states: bool
+    whole: bool
+    kept_states: bool
+    width: int
+    scored: int
 
     @property
     def span(self) -> int:
         """Rows that branches may change."""
-        return self.stop - self.positions[0]
+        return self.stop - self.start
 
 
-def chunk_flops(decoder: Decoder, site: str, shape: ChunkShape, metric_width: int) -> int:
-    """2 per multiply-add of all products of a chunk.
+@dataclass(frozen=True)
+class Single:
+    """Branches of one changed row: how many, and the largest of their positions.
 
-    Args:
-        metric_width: numbers that the metric reads of a row: 1 for a direction, d_vocab for whole logits.
+    Attributes:
+        read: those of them whose row the metric reads in some prompt; `last_read` is the largest of their positions.
     """
-    total, one, full, last = 0, 0, 0, len(decoder.layers) - 1
-    if site == "resid_pre" and 0 in shape.layers:
-        one = len(shape.positions)
-    for number, layer in enumerate(decoder.layers):
-        rows = shape.out_rows if number == last else shape.span
-        whole = rows == shape.span
-        spread, mid, post = _beginning(site, shape, number, last)
-        total += _full_attention(layer, shape, full, rows) + _one_attention(layer, shape, one, rows, whole)
-        total += _entry(site, layer, shape, spread + mid + post, rows, whole)
-        carried = full + one + spread
-        total += _mlp(layer, shape.prompts * carried * rows)
-        if not layer.parallel:
-            total += _mlp(layer, shape.prompts * mid)
-        full, one = carried, mid + post
-    at_end = full * shape.out_rows + one
-    return total + 2 * shape.prompts * at_end * decoder.d_model * metric_width
+
+    count: int = 0
+    last: int = 0
+    read: int = 0
+    last_read: int = 0
+
+    @classmethod
+    def at(cls, positions: Sequence[int], read: Sequence[bool]) -> "Single":
+        """One branch at each of some positions; `read` tells of every position whether the metric reads it."""
+        some = [p for p in positions if read[p]]
+        return cls(len(positions), max(positions, default=0), len(some), max(some, default=0))
+
+    def __add__(self, other: "Single") -> "Single":
+        return Single(
+            self.count + other.count,
+            max(self.last, other.last),
+            self.read + other.read,
+            max(self.last_read, other.last_read),
+        )
+
+    def times(self, count: int) -> "Single":
+        """So many branches where there was one."""
+        return Single(self.count * count, self.last, self.read * count, self.last_read) if count else Single()
+
+    @property
+    def only_read(self) -> "Single":
+        """Those whose row the metric reads."""
+        return Single(self.read, self.last_read, self.read, self.last_read)
+
+
+NONE = Single()
+
+
+@dataclass(frozen=True)
+class Begins:
+    """Branches that begin in a layer, by where they join as in `circuits.engine.sweep.Joining`."""
+
+    mid: Single = NONE
+    spread: int = 0
+    post: Single = NONE
+    spread_post: int = 0
+
+
+@dataclass
+class Work:
+    """Counts what one chunk spends, 2 per multiply-add.
+
+    Attributes:
+        states: layers whose softmax states are read as kept for all chunks; they are not counted here.
+        branches: how many began.
+    """
+
+    decoder: Decoder
+    shape: SweepShape
+    flops: int = 0
+    branches: int = 0
+    states: set[int] = field(default_factory=set)
+
+    def rows(self, number: int) -> int:
+        """Rows that a layer carries on."""
+        return self.shape.out_rows if number == len(self.decoder.layers) - 1 else self.shape.span
+
+    def is_whole(self, number: int) -> bool:
+        """Whether these are all rows of the span."""
+        return self.shape.whole or number < len(self.decoder.layers) - 1
+
+    def sweep(self, begins: Callable[[int], Begins], embedded: Single = NONE) -> None:
+        """Branches that begin where `begins` says (and, of one row, at the embedding) and are carried to the metric."""
+        one, full, last = embedded, 0, len(self.decoder.layers) - 1
+        self.branches += embedded.count
+        for number, layer in enumerate(self.decoder.layers):
+            rows, joining = self.rows(number), begins(number)
+            self.branches += joining.mid.count + joining.spread + joining.post.count + joining.spread_post
+            mid, spread = joining.mid, joining.spread
+            if number == last and rows == 1 and not layer.parallel:
+                mid, spread = NONE, spread + mid.count
+            self._attention_of_full(layer, full, rows)
+            self._attention_of_one(number, one)
+            carried = spread + full + one.count
+            self.mlp(layer, (full + one.count if layer.parallel else carried) * rows)
+            if not layer.parallel:
+                self.mlp(layer, mid.count)
+            full, one = carried + joining.spread_post, mid + joining.post
+        self.score(full, one.count)
+
+    def score(self, full: int, one: int) -> None:
+        """What branches of many rows, and of one, do to the metric."""
+        self.flops += (
+            2 * (full * self.shape.scored + self.shape.prompts * one) * self.decoder.d_model * self.shape.width
+        )
+
+    def mlp(self, layer: Layer, rows: int) -> None:
+        """The MLP of so many rows of every prompt."""
+        if layer.mlp is not None:
+            weights = (layer.mlp.W_in, layer.mlp.W_gate, layer.mlp.W_out)
+            self.product(rows, sum(w.numel() for w in weights if w is not None))
+
+    def product(self, rows: int, numel: int) -> None:
+        """The product of so many rows of every prompt with a weight of so many numbers."""
+        self.flops += 2 * self.shape.prompts * rows * numel
+
+    def scores(self, layer: Layer, queries: int, keys: int) -> None:
+        """Attention of so many queries of every prompt, of all heads, to keys and values."""
+        self.flops += 4 * self.shape.prompts * queries * keys * heads_width(layer)
+
+    def update(self, number: int, branches: int, products: int, all_rows: bool = False) -> None:
+        """One-column updates at a layer's rows (or those of the span), and the states that they read."""
+        layer = self.decoder.layers[number]
+        rows, whole = (self.shape.span, True) if all_rows else (self.rows(number), self.is_whole(number))
+        if self.shape.kept_states and whole:
+            self.states.add(number)
+        else:
+            self.scores(layer, rows, self.shape.stop)
+        self.flops += 2 * self.shape.prompts * rows * heads_width(layer) * products * branches
+
+    def own_rows(self, layer: Layer, some: Single) -> None:
+        """New queries at the branches' own rows, and their attention."""
+        self.product(some.count, layer.attn.W_Q.numel())
+        self.scores(layer, some.count, some.last + 1)
+
+    def _attention_of_full(self, layer: Layer, branches: int, rows: int) -> None:
+        attn = layer.attn
+        self.product(branches * self.shape.span, attn.W_K.numel() + attn.W_V.numel())
+        self.product(branches * rows, attn.W_Q.numel() + attn.W_O.numel())
+        self.scores(layer, branches * rows, self.shape.stop)
+
+    def _attention_of_one(self, number: int, one: Single) -> None:
+        if not one.count:
+            return
+        layer = self.decoder.layers[number]
+        self.product(one.count, layer.attn.W_K.numel() + layer.attn.W_V.numel())
+        self.update(number, one.count, 3)
+        self.own_rows(layer, one if self.is_whole(number) else one.only_read)
+        self.product(one.count * self.rows(number), layer.attn.W_O.numel())
+
+
+def heads_width(layer: Layer) -> int:
+    """Numbers in one row of z."""
+    return layer.attn.W_Q.shape[0] * layer.attn.W_Q.shape[2]
 
 
 def states_flops(decoder: Decoder, prompts: int, n_pos: int, layers: int) -> int:
     """Softmax states of every row, in so many layers."""
-    heads, _, d_head = decoder.layers[0].attn.W_Q.shape
-    return layers * 4 * prompts * n_pos * n_pos * heads * d_head
+    return layers * 4 * prompts * n_pos * n_pos * heads_width(decoder.layers[0])
 
 
-def _beginning(site: str, shape: ChunkShape, number: int, last: int) -> tuple[int, int, int]:
-    """Branches that begin in a layer as many rows, between attention and MLP, and after the block."""
-    entering = number + 1 if site == "resid_pre" else number
-    if entering not in shape.layers or entering > last:
-        return 0, 0, 0
-    positions = shape.positions if site in SPREADING or entering != last else shape.read
-    count = shape.components * len(positions)
-    if site in ("k", "v"):
-        return count, 0, 0
-    return (0, count, 0) if site in ("z", "q", "attn_out", "resid_mid") else (0, 0, count)
+def chunk_work(
+    decoder: Decoder, site: str, shape: SweepShape, layers: Sequence[int], components: int, here: Single
+) -> Work:
+    """What a chunk of single patches spends, as if every patch changed something.
+
+    Args:
+        here: one branch for each position of the chunk.
+    """
+    work, last = Work(decoder, shape), len(decoder.layers) - 1
+
+    def begins(number: int) -> Begins:
+        entering = number + 1 if site == "resid_pre" else number
+        if entering not in layers or entering > last:
+            return Begins()
+        found = (here if site in SPREADING or entering != last else here.only_read).times(components)
+        _enter(work, site, number, found)
+        if site in ("k", "v"):
+            return Begins(spread=found.count)
+        before_mlp = site in ("z", "q", "attn_out", "resid_mid") and not decoder.layers[number].parallel
+        return Begins(mid=found) if before_mlp else Begins(post=found)
+
+    work.sweep(begins, here if site == "resid_pre" and 0 in layers else NONE)
+    return work
 
 
-def _full_attention(layer: Layer, shape: ChunkShape, branches: int, rows: int) -> int:
-    cases, attn = shape.prompts * branches, layer.attn
-    keys = 2 * cases * shape.span * (attn.W_K.numel() + attn.W_V.numel())
-    queries = 2 * cases * rows * (attn.W_Q.numel() + attn.W_O.numel())
-    return keys + queries + 4 * cases * rows * _width(layer) * shape.stop
-
-
-def _one_attention(layer: Layer, shape: ChunkShape, branches: int, rows: int, whole: bool) -> int:
-    if not branches:
-        return 0
-    attn, cases = layer.attn, shape.prompts * branches
-    per_position = branches // len(shape.positions) if len(shape.positions) <= branches else 1
-    reached = shape.prompts * (branches if whole else per_position * len(shape.read))
-    total = 2 * cases * (attn.W_K.numel() + attn.W_V.numel())
-    total += _update(layer, shape, branches, rows, 3, whole)
-    total += 2 * reached * attn.W_Q.numel() + 4 * reached * _width(layer) * (max(shape.positions) + 1)
-    return total + 2 * cases * rows * attn.W_O.numel()
-
-
-def _update(layer: Layer, shape: ChunkShape, branches: int, rows: int, products: int, whole: bool) -> int:
-    """One-column updates, and the states they read unless these are kept from elsewhere."""
-    kept = shape.whole_states and whole
-    state = 0 if kept else 4 * shape.prompts * rows * _width(layer) * shape.stop
-    return state + 2 * shape.prompts * rows * _width(layer) * products * branches
-
-
-def _entry(site: str, layer: Layer, shape: ChunkShape, branches: int, rows: int, whole: bool) -> int:
+def _enter(work: Work, site: str, number: int, found: Single) -> None:
     """What turns new values into differences of the stream."""
-    if not branches:
-        return 0
-    cases, attn = shape.prompts * branches, layer.attn
+    layer = work.decoder.layers[number]
+    if not found.count:
+        return
     if site == "z":
-        return 2 * cases * attn.W_O[0].numel()
-    if site == "q":
-        return 4 * cases * _width(layer) * (max(shape.positions) + 1) + 2 * cases * attn.W_O.numel()
-    if site in ("k", "v"):
-        products = 3 if site == "k" else 1
-        return _update(layer, shape, branches, rows, products, whole) + 2 * cases * rows * attn.W_O.numel()
-    return 0
-
-
-def _mlp(layer: Layer, rows: int) -> int:
-    if layer.mlp is None:
-        return 0
-    return 2 * rows * sum(w.numel() for w in (layer.mlp.W_in, layer.mlp.W_gate, layer.mlp.W_out) if w is not None)
-
-
-def _width(layer: Layer) -> int:
-    return layer.attn.W_Q.shape[0] * layer.attn.W_Q.shape[2]
+        work.product(found.count, layer.attn.W_O[0].numel())
+    elif site == "q":
+        work.scores(layer, found.count, found.last + 1)
+        work.product(found.count, layer.attn.W_O.numel())
+    elif site in ("k", "v"):
+        work.update(number, found.count, 3 if site == "k" else 1)
+        work.product(found.count * work.rows(number), layer.attn.W_O.numel())

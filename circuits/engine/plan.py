@@ -29,6 +29,28 @@ class Chunk:
 
 
 @dataclass(frozen=True)
+class EdgeChunk:
+    """Edges that run together for all prompts: indices of their ends in the graph.
+
+    Attributes:
+        positions: where senders are patched; where edges are pooled, at all of these at once.
+        senders: whose edges these are; each is wanted by some of the receivers.
+    """
+
+    positions: tuple[int, ...]
+    receivers: tuple[int, ...]
+    senders: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class SetChunk:
+    """Sets of patches that run together for all prompts, by their numbers; `start` is their first position."""
+
+    sets: tuple[int, ...]
+    start: int
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a call will do: chunks, the most rows at once, and the predicted cost.
 
@@ -38,9 +60,11 @@ class Plan:
         bytes: memory of the largest chunk and of the recorded runs.
         naive_flops: the same patches by one full forward each.
         seconds: processor time at the speed of the decoder's own products on this machine; None where not asked for.
+        branches: edges (one for each place) or sets that are carried, each for all prompts together; None for single
+            patches.
     """
 
-    chunks: tuple[Chunk, ...]
+    chunks: tuple[Chunk, ...] | tuple[EdgeChunk, ...] | tuple[SetChunk, ...]
     patches: int
     rows: int
     flops: int
@@ -48,6 +72,7 @@ class Plan:
     naive_flops: int
     budget: int
     seconds: float | None = None
+    branches: int | None = None
 
     def __str__(self) -> str:
         return (
@@ -71,6 +96,34 @@ def _free_of_system(second: int) -> int:
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+@dataclass(frozen=True)
+class Room:
+    """Memory that a call may use.
+
+    Attributes:
+        budget: bytes that its chunks may take.
+        per_row: bytes of one row of one branch of one prompt.
+        rows: rows that a chunk may have, of all branches and prompts together; fewer on a CPU than fit its memory.
+    """
+
+    budget: int
+    per_row: int
+    rows: int
+
+    @classmethod
+    def of(cls, decoder: Decoder, final: Tensor, max_bytes: int | None) -> "Room":
+        """The room of a call whose recorded runs end in a tensor like `final`."""
+        budget = free_memory(final.device) // 4 if max_bytes is None else max_bytes
+        per_row = row_bytes(decoder, final.element_size())
+        most = CACHE_ROWS if final.device.type == "cpu" else LARGEST_ROWS
+        return cls(budget, per_row, max(1, min(most, budget // per_row)))
+
+
+def recorded_bytes(final: Tensor, n_runs: int, n_layers: int) -> int:
+    """Memory of recorded runs that end in a tensor like `final`."""
+    return n_runs * final.numel() * final.element_size() * (14 + 3 * 4) * n_layers
 
 
 def product_speed(decoder: Decoder, rows: int) -> float:

@@ -45,8 +45,10 @@ Precision = Annotated[
     str, typer.Option(help="fp32 or fp64; tf32 or bf16, whose error is then measured as with --verify.")
 ]
 Verify = Annotated[
-    int | None, typer.Option(min=0, help="Rerun this many random patches through plain hooks and say the error.")
+    int | None,
+    typer.Option(min=0, help="Rerun this many random effects by plain forwards through hooks and say the error."),
 ]
+Plan = Annotated[bool, typer.Option("--plan", help="Say what it would cost, and stop: nothing is patched or written.")]
 Output = Annotated[Path | None, typer.Option("-o", "--output", help="Folder for the files; RUN/analysis if not given.")]
 
 
@@ -63,6 +65,7 @@ def patch(
     n: Annotated[int, typer.Option("--n", min=2, help="Prompts (pairs) at each step of the task.")] = 32,
     precision: Precision = "fp32",
     verify: Verify = None,
+    plan: Plan = False,
     checkpoint: Annotated[str, typer.Option(help="last, or a training step.")] = "last",
     seed: Annotated[int, typer.Option(min=0, help="Seed of pairs, resampling and intervals.")] = 0,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
@@ -82,13 +85,21 @@ def patch(
 
     from circuits.patch_command.cells import cells_of
     from circuits.patch_command.files import write_patches
+    from circuits.patch_command.planning import plan_output, plan_run
     from circuits.patch_command.run import patch_run
-    from circuits.patch_command.text import show_patches
+    from circuits.patch_command.text import show_patches, show_plan
     from interp.console import print_json
     from interp.errors import Interrupted
     from interp.run import ANALYSIS
 
     torch.set_num_threads(threads)
+    if plan:
+        planned = plan_run(opened, asked)
+        if as_json:
+            print_json(plan_output(planned))
+        else:
+            show_plan(planned)
+        return
     with counter() as tell:
         try:
             found = patch_run(opened, asked, tell)

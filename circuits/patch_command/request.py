@@ -18,14 +18,13 @@ UNITS: dict[str, tuple[str, ...]] = {
     "layer": STREAM,
     "edge": (),
 }
-SINGLE = ("head,position", "layer,position", "neuron,position")  # one activation at one position per effect
 FAMILIES = ("input", "state", "clock")
 ABLATIONS = ("none", "zero", "mean", "resample")
 DIRECTIONS = ("denoise", "noise")
 METRICS = ("logit-diff", "log-prob", "kl", "accuracy")
 PRECISIONS = ("fp32", "fp64", "tf32", "bf16")
 COARSE = ("tf32", "bf16")
-VERIFIED = 32  # patches that are rerun where a coarse precision was asked for and no number was named
+VERIFIED = 32  # effects that are rerun where a coarse precision was asked for and no number was named
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,6 @@ def request(
     for name, value, allowed in (*known, ("precision", precision, PRECISIONS)):
         if value not in allowed:
             raise UnknownName(f"--{name}", value, allowed)
-    wanted = verified(unit, precision, verify)
     return Request(
         unit=unit,
         site=site_of(unit, site),
@@ -98,7 +96,7 @@ def request(
         n=n,
         precision=precision,
         seed=seed,
-        verify=wanted,
+        verify=verified(precision, verify),
         step=checkpoint_of(checkpoint),
     )
 
@@ -166,18 +164,9 @@ def direction_of(direction: str | None, ablation: str, pairs: str) -> str | None
     return "noise"
 
 
-def verified(unit: str, precision: str, verify: int | None) -> int:
-    """How many patches to rerun; a coarse precision is never left unchecked."""
-    if unit in SINGLE:
-        return verify if verify is not None else VERIFIED if precision in COARSE else 0
-    if verify:
-        raise UsageError(f"--verify {verify}: reruns single patches; --by {unit} has none, use {_either(SINGLE)}")
-    if precision in COARSE:
-        raise UsageError(
-            f"--precision {precision}: only where its error can be checked by rerunning patches, with --by "
-            f"{_either(SINGLE)}; use fp32 or fp64"
-        )
-    return 0
+def verified(precision: str, verify: int | None) -> int:
+    """How many effects to rerun; a coarse precision is never left unchecked."""
+    return verify if verify is not None else VERIFIED if precision in COARSE else 0
 
 
 def step_of(t: str | None) -> int | Literal["all"] | None:

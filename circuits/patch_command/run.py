@@ -1,39 +1,33 @@
 """Patches the checkpoint of a run on the intervention pairs of its task, step by step of the task."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Generator, Tensor
+from torch import Tensor
 
 from circuits.detect import Tell, source_hash
-from circuits.engine.sites import n_components
-from circuits.graph import edge_graph
-from circuits.metrics import KL, Accuracy, LogitDiff, LogProb, Metric
+from circuits.engine.edge_plan import Resolve
+from circuits.engine.plan import Plan
+from circuits.patch_command.prompts import metric_of, open_prompts, position_names
 from circuits.patch_command.request import Request
 from circuits.patch_edges import patch_edges
 from circuits.patch_result import REASONS, Verification
 from circuits.patch_sets import At, patch_sets
-from circuits.patch_verify import rerun
+from circuits.patch_verify import verify
 from circuits.patching import patch_heads
 from interp.config import canonical_json
-from interp.decoder import decoder_of
-from interp.errors import TaskError
 from interp.model import Transformer
 from interp.provenance import code_version
-from interp.rng import generator
 from interp.run import Run
 from interp.tasks.base import PairBatch, Task
-from interp.train import load_model
 
 if TYPE_CHECKING:
     import pandas as pd
 
-ROUNDS = 8  # draws of 2 n pairs, to find n different ones whose swap changes the answer
-LARGEST = 1_000_000  # effects up to which all steps are patched without being asked for
 EVERYWHERE = "all positions"
 
 
@@ -130,132 +124,36 @@ def patch_run(run: Run, request: Request, tell: Tell | None = None) -> RunPatche
         UsageError: for a step, length or site that the task or the model does not have.
     """
     tell = tell or (lambda what, done, of: None)
-    model, task, checkpoint = load_model(run, request.step)
-    model = model.double() if request.precision == "fp64" else model
-    length = task.lengths[-1] if request.length is None else request.length
-    held_out = task.split(run.config.seed, run.config.data).test.get(length)
-    pairs, refused = pairs_by_step(task, request, length, held_out)
-    chosen = chosen_steps(model, request, pairs, length)
-    steps = []
+    opened = open_prompts(run, request)
+    model, task, chosen, steps = opened.model, opened.task, opened.chosen, []
     for done, t in enumerate(chosen):
         tell("steps of the task", done, len(chosen))
-        steps.append(patch_step(model, task, request, pairs[t], lambda done, of: tell("chunks of a step", done, of)))
+        given = arguments(request, opened.pairs[t]) | {"progress": lambda done, of: tell("chunks of a step", done, of)}
+        steps.append(patch_step(model, task, request, opened.pairs[t], given))
     tell("steps of the task", len(chosen), len(chosen))
     return RunPatches(
         run=run.name,
         task=run.config.task,
-        step=checkpoint.step,
-        checkpoint=checkpoint.hash,
+        step=opened.checkpoint.step,
+        checkpoint=opened.checkpoint.hash,
         config_hash=run.config.hash(),
         code_version=code_version(),
         request=request,
-        length=length,
+        length=opened.length,
         chain_of_thought=task.chain_of_thought,
         steps=tuple(steps),
-        refused=refused,
-        left_out=tuple(t for t in pairs if t not in chosen),
+        refused=opened.refused,
+        left_out=opened.left_out,
         kind=steps[0].result.kind,
-        backend=getattr(steps[0].result, "backend", "torch"),
-        plan=cost([step.result for step in steps]),
+        backend=steps[0].result.backend,
+        plan=str(together([step.result.plan for step in steps])),
         verification=verification(steps, request.verify),
     )
 
 
-def pairs_by_step(
-    task: Task, request: Request, length: int, held_out: Tensor | None
-) -> tuple[dict[int, PairBatch], dict[int, str]]:
-    """Pairs of every step that can be patched, and why the others cannot.
-
-    Raises:
-        TaskError: if the step asked for has none, or no step has.
-    """
-    task.layout(length)
-    one = isinstance(request.t, int)
-    pairs: dict[int, PairBatch] = {}
-    refused: dict[int, str] = {}
-    for t in [request.t] if one else range(length):
-        try:
-            pairs[t] = pairs_of(task, request, length, t, held_out)
-        except TaskError as error:
-            if one:
-                raise
-            refused[t] = str(error)
-    if not pairs:
-        raise TaskError(f"no step of length {length} has {request.pairs} pairs; the last one: {refused[length - 1]}")
-    return pairs, refused
-
-
-def pairs_of(task: Task, request: Request, length: int, t: int, held_out: Tensor | None) -> PairBatch:
-    """Up to n different pairs whose swap changes the answer, cut after the position that writes the step's state.
-
-    The clean sequences are held-out ones, unless the length has none.
-
-    Raises:
-        TaskError: if there are fewer than two, the least that has an interval.
-    """
-    stream = generator(request.seed, "patch pairs", request.pairs, length, t)
-    found: list[PairBatch] = []
-    seen: set[tuple[int, ...]] = set()
-    for _ in range(ROUNDS):
-        found.append(_new_pairs(task, request, length, t, stream, held_out, seen))
-        if len(seen) >= request.n:
-            break
-    if len(seen) < 2:
-        raise TaskError(
-            f"{task.name}: {len(seen)} different {request.pairs} pairs at t={t}, length {length}, change the answer; "
-            "an interval needs at least 2; use another step, length or pair family"
-        )
-    joined = {
-        name: torch.cat([getattr(some, name) for some in found])[: request.n]
-        for name in ("clean", "donor", "clean_answer", "donor_answer", "swap_answer")
-    }
-    return replace(found[0], **joined)
-
-
-def _new_pairs(
-    task: Task, request: Request, length: int, t: int, stream: Generator, held_out: Tensor | None, seen: set
-) -> PairBatch:
-    """A draw without the pairs that are known or whose swap changes nothing; `seen` grows."""
-    clean = held_out if held_out is not None and len(held_out) else None
-    drawn = task.pairs(request.pairs, length, t, n=2 * request.n, generator=stream, clean=clean)
-    prompts = {name: getattr(drawn, name)[:, : drawn.query + 1] for name in ("clean", "donor")}
-    keep = []
-    for row, (tokens, differs) in enumerate(
-        zip(torch.cat(list(prompts.values()), 1).tolist(), drawn.differs.tolist(), strict=True)
-    ):
-        if differs and tuple(tokens) not in seen:
-            seen.add(tuple(tokens))
-            keep.append(row)
-    answers = {name: getattr(drawn, name)[keep] for name in ("clean_answer", "donor_answer", "swap_answer")}
-    return replace(drawn, **{name: tokens[keep] for name, tokens in prompts.items()}, **answers)
-
-
-def chosen_steps(model: Transformer, request: Request, pairs: dict[int, PairBatch], length: int) -> list[int]:
-    """The steps to patch: those that have pairs if all of them stay under LARGEST effects, else the middle one."""
-    possible = sorted(pairs)
-    if request.t is not None or len(possible) == 1:
-        return possible
-    per_place = count_components(model, request)
-    effects = sum(
-        len(one.clean) * per_place * (one.query + 1 if request.unit.endswith("position") else 1)
-        for one in pairs.values()
-    )
-    return possible if effects <= LARGEST else [possible[len(possible) // 2]]
-
-
-def count_components(model: Transformer, request: Request) -> int:
-    """How many components the unit has, over all layers."""
-    decoder, what = decoder_of(model), request.unit.partition(",")[0]
-    if what == "edge":
-        return int(edge_graph(decoder).exists.sum())
-    return len(decoder.layers) * (n_components(decoder, request.site) if what in ("head", "neuron") else 1)
-
-
-def patch_step(
-    model: Transformer, task: Task, request: Request, pairs: PairBatch, progress: Callable[[int, int], None]
-) -> StepPatches:
-    """Every patch at one step, by the engine function that the unit asks for."""
-    given = {
+def arguments(request: Request, pairs: PairBatch) -> dict[str, Any]:
+    """What every engine function is given besides the model."""
+    return {
         "clean": pairs.clean,
         "corrupted": pairs.donor if request.ablation == "none" else None,
         "metric": metric_of(request.metric, pairs),
@@ -263,8 +161,13 @@ def patch_step(
         "ablation": request.ablation,
         "precision": request.precision,
         "seed": request.seed,
-        "progress": progress,
     }
+
+
+def patch_step(
+    model: Transformer, task: Task, request: Request, pairs: PairBatch, given: dict[str, Any]
+) -> StepPatches:
+    """Every patch at one step, by the engine function that the unit asks for; `given` are its arguments."""
     what, _, where = request.unit.partition(",")
     by = edge_patches if what == "edge" else single_patches if where else pooled_patches
     result, components, effect, reason = by(model, request, given)
@@ -303,17 +206,24 @@ def single_patches(model: Transformer, request: Request, given: dict[str, Any]) 
 
 def pooled_patches(model: Transformer, request: Request, given: dict[str, Any]) -> Patched:
     """One component at all positions at once."""
-    layers, heads = range(model.cfg.n_layers), range(model.cfg.n_heads)
-    places = [(layer, head) for layer in layers for head in (heads if request.unit == "head" else [None])]
-    result = patch_sets(model, [[At(request.site, layer, head)] for layer, head in places], **given)
+    sets = pooled_sets(model, request)
+    result = patch_sets(model, sets, **given)
+    places = [(one.layer, one.component) for (one,) in sets]
     names = tuple(f"L{layer}" if head is None else f"L{layer}.H{head}" for layer, head in places)
     effect = result.effect[:, :, None]
     return result, names, effect, torch.zeros_like(effect, dtype=torch.int8)
 
 
+def pooled_sets(model: Transformer, request: Request) -> list[list[At]]:
+    """One set for each component: its site at all positions."""
+    layers, heads = range(model.cfg.n_layers), range(model.cfg.n_heads)
+    places = [(layer, head) for layer in layers for head in (heads if request.unit == "head" else [None])]
+    return [[At(request.site, layer, head)] for layer, head in places]
+
+
 def edge_patches(model: Transformer, request: Request, given: dict[str, Any]) -> Patched:
     """One sender's output into one receiver's input, at each of the sender's positions or at all of them at once."""
-    resolve = "position" if request.unit == "edge,position" else "pooled"
+    resolve = resolution(request)
     result = patch_edges(model, resolve=resolve, **given)
     senders, receivers = result.asked.nonzero(as_tuple=True)
     names = tuple(result.graph.name(s, r) for s, r in zip(senders.tolist(), receivers.tolist(), strict=True))
@@ -322,51 +232,21 @@ def edge_patches(model: Transformer, request: Request, given: dict[str, Any]) ->
     return result, names, effect, torch.zeros_like(effect, dtype=torch.int8)
 
 
-def metric_of(name: str, pairs: PairBatch) -> Metric:
-    """The metric at the last position of the prompts."""
-    return {
-        "logit-diff": LogitDiff(pairs.clean_answer, pairs.swap_answer),
-        "log-prob": LogProb(pairs.clean_answer),
-        "kl": KL(),
-        "accuracy": Accuracy(pairs.clean_answer),
-    }[name]
+def resolution(request: Request) -> Resolve:
+    """How the edges of a unit are resolved."""
+    return "position" if request.unit == "edge,position" else "pooled"
 
 
-def position_names(task: Task, pairs: PairBatch) -> tuple[str, ...]:
-    """x1.. for inputs, EoI, s1.. for written states, and the token's own name for what else all sequences share."""
-    layout = task.layout(pairs.length)
-    names = dict(zip(layout.inputs, (f"x{i + 1}" for i in range(len(layout.inputs))), strict=True))
-    names |= dict(zip(layout.states, (f"s{i + 1}" for i in range(len(layout.states))), strict=True))
-    tokens = task.vocabulary.names(pairs.clean[0])
-    return tuple(names.get(position, token) for position, token in enumerate(tokens))
-
-
-def cost(results: list[Any]) -> str:
-    """The plans of all steps as one line."""
-    if hasattr(results[0], "plan"):
-        plans = [result.plan for result in results]
-        total = {name: sum(getattr(plan, name) for plan in plans) for name in ("patches", "flops", "naive_flops")}
-        chunks = tuple(chunk for plan in plans for chunk in plan.chunks)
-        return str(replace(plans[0], chunks=chunks, bytes=max(plan.bytes for plan in plans), **total))
-    flops = sum(result.flops for result in results) / 1e9
-    if hasattr(results[0], "branches"):
-        return f"{sum(result.branches for result in results):,} branches, one per edge and place: {flops:,.2f} GFLOP"
-    return f"{sum(len(result.sets) for result in results):,} sets of patches: {flops:,.2f} GFLOP"
+def together(plans: Sequence[Plan]) -> Plan:
+    """The plans of all steps as one; their chunks run one after another, so that memory is that of the largest."""
+    totals = {name: sum(getattr(plan, name) for plan in plans) for name in ("patches", "flops", "naive_flops")}
+    for name in ("seconds", "branches"):
+        counts = [getattr(plan, name) for plan in plans]
+        totals[name] = None if None in counts else sum(counts)
+    largest = {name: max(getattr(plan, name) for plan in plans) for name in ("rows", "bytes")}
+    return replace(plans[0], chunks=tuple(chunk for plan in plans for chunk in plan.chunks), **totals, **largest)
 
 
 def verification(steps: list[StepPatches], n: int) -> Verification | None:
-    """n random patches of all steps rerun through plain hooks; see `PatchResult.verify` for those of one step."""
-    if not n:
-        return None
-    ran = [(step, *place) for step in steps for place in (step.result.reason == 0).any(0).nonzero().tolist()]
-    order = torch.randperm(len(ran), generator=generator(0, "verify"))[:n].tolist()
-    errors, effects = [torch.zeros(1)], [torch.zeros(1)]
-    for step, *place in (ran[index] for index in order):
-        at = (slice(None), *place)
-        compared = step.result.reason[at] == 0
-        expected = rerun(step.result, *place)[compared]
-        errors.append(step.result.effect[at][compared] - expected)
-        effects.append(expected)
-    error, effect = torch.cat(errors).double(), torch.cat(effects).double()
-    relative = float(error.norm() / effect.norm()) if bool(effect.any()) else 0.0
-    return Verification(len(order), float(error.abs().max()), relative, float(effect.abs().max()))
+    """n random effects of all steps rerun through plain hooks; see `PatchResult.verify` for those of one step."""
+    return verify([step.result.checks() for step in steps], n, 0) if n else None

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from circuits.patch_command.cells import Cells
 from circuits.patch_command.panels import panels_of
+from circuits.patch_command.planning import RunPlan
 from circuits.patch_command.run import RunPatches
 from circuits.patch_command.words import METRICS, facts, heading, table
 from circuits.report.heatmap import HeatCell, Panel, largest
@@ -36,6 +37,16 @@ def show_patches(found: RunPatches, cells: Cells, files: dict[str, str]) -> None
         say("no effect whose 95 % interval leaves zero out")
     for kind in ("html", "svg", "csv"):
         say(files[kind])
+
+
+def show_plan(found: RunPlan) -> None:
+    """What would be patched, and what it would cost."""
+    say(heading(found))
+    say(f"Steps: {', '.join(f't={t}' for t in found.ts)}")
+    if found.left_out:
+        say(f"Left out: {', '.join(f't={t}' for t in found.left_out)} (--step all for these)")
+    say(f"Plan: {found.plan}")
+    say("nothing was patched")
 
 
 def show_panels(panels: Sequence[Panel], metric: str) -> None:

@@ -2,6 +2,7 @@
 
 from circuits.patch_command.cells import Cell, Cells, of_runs, strongest
 from circuits.patch_command.panels import left_out, words
+from circuits.patch_command.planning import RunPlan
 from circuits.patch_command.run import EVERYWHERE, RunPatches
 from circuits.report.heatmap import Legend
 from circuits.report.numbers import count, sample
@@ -26,7 +27,7 @@ ABLATIONS = {
 }
 
 
-def heading(found: RunPatches) -> str:
+def heading(found: RunPatches | RunPlan) -> str:
     """What was patched, in one line."""
     request = found.request
     unit = {"position": "at each position"}.get(request.unit.rpartition(",")[2], f"at {EVERYWHERE}")

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import re
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pandas as pd
@@ -11,12 +12,14 @@ import torch
 
 from circuits.engine.sites import SITES
 from circuits.metrics import LogitDiff
+from circuits.patch_command import prompts as prompts_module
 from circuits.patch_command import run as patch_run_module
 from circuits.patch_command.cells import DRAWS, bounds, cells_of, of_runs, of_shares, resampled, strongest
 from circuits.patch_command.files import write_patches
 from circuits.patch_command.panels import panels_of
-from circuits.patch_command.request import SINGLE, UNITS, request
-from circuits.patch_command.run import RunPatches, pairs_of, patch_run
+from circuits.patch_command.prompts import pairs_of
+from circuits.patch_command.request import UNITS, request
+from circuits.patch_command.run import RunPatches, patch_run
 from circuits.patch_command.stored import stored_patches, through_training
 from circuits.patching import patch_heads
 from circuits.report.heatmap import HeatCell, Legend, Panel, heatmap
@@ -33,15 +36,20 @@ LENGTH, N = 5, 12
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Run:
+def solved_run(folder: Path) -> Run:
     """A run folder around a trained polynomial model, which has the reading head in L1.H0."""
     (trained,) = exported("polynomial-d32-s1")
     model, _, _ = trained.load()
-    made = Store(tmp_path_factory.mktemp("runs")).create("solved", trained.config)
+    made = Store(folder).create("solved", trained.config)
     with made.writer() as writer:
         writer.save(trained.step, model=model.state_dict(), optim={}, state={})
     return made
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Run:
+    """A solved run."""
+    return solved_run(tmp_path_factory.mktemp("runs"))
 
 
 def patched(run: Run, **asked) -> RunPatches:
@@ -173,7 +181,7 @@ def test_resampling_takes_the_value_of_another_clean_prompt(run):
 
 
 def test_too_many_effects_leave_the_middle_step(run, monkeypatch):
-    monkeypatch.setattr(patch_run_module, "LARGEST", 100)
+    monkeypatch.setattr(prompts_module, "LARGEST", 100)
     found = patched(run)
     assert [step.t for step in found.steps] == [2]
     assert found.left_out == (0, 1, 3, 4)
@@ -225,8 +233,6 @@ WRONG = [
     ({"pairs": "inputs"}, "unknown --pairs 'inputs'; did you mean 'input'?"),
     ({"metric": "logit"}, "unknown --metric 'logit'"),
     ({"precision": "fp16"}, "unknown --precision 'fp16'"),
-    ({"by": "edge", "precision": "bf16"}, "only where its error can be checked"),
-    ({"by": "head", "verify": 3}, "--by head has none"),
     ({"t": "-1"}, "--step '-1': expected all"),
     ({"checkpoint": "first"}, "--checkpoint 'first': expected last"),
 ]
@@ -244,7 +250,8 @@ def test_requests_fill_in_what_follows_from_the_rest():
     assert request(by="position, head,layer").unit == "head,position"
     assert (request().site, request(by="layer,position").site, request(by="edge").site) == ("z", "resid_pre", None)
     assert (request().direction, request(pairs="clock").direction) == ("denoise", "noise")
-    assert [request(by=unit, precision="bf16").verify for unit in SINGLE] == [32, 32, 32]
+    assert {request(by=unit, precision="bf16").verify for unit in UNITS} == {32}
+    assert {request(by=unit).verify for unit in UNITS} == {0}
     assert request(verify=0, precision="bf16").verify == 0
 
 

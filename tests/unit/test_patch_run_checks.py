@@ -1,0 +1,67 @@
+"""Patching a run: every unit can be checked by plain forwards, and planned without being patched."""
+
+import json
+
+import pytest
+
+from circuits.outputs import OUTPUTS
+from circuits.patch_command import run as patch_run_module
+from circuits.patch_command.planning import plan_run
+from circuits.patch_command.request import UNITS, request
+from circuits.patch_command.run import RunPatches, patch_run
+from interp.cli import main
+from interp.run import Run
+from tests.unit.test_patch_run import N, patched, solved_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Run:
+    """A solved run."""
+    return solved_run(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_effects_of_every_unit_are_checked_by_plain_forwards_and_a_wrong_one_is_seen(run, unit):
+    found = patched(run, by=unit, t="2", verify=8)
+    assert (found.verification.n, found.verification.max_error < 1e-9) == (min(8, n_effects(found)), True)
+    found.steps[0].result.effect.add_(1e-3)
+    assert patch_run_module.verification(list(found.steps), 8).max_error == pytest.approx(1e-3, rel=1e-4)
+
+
+def n_effects(found: RunPatches) -> int:
+    """Effects that were run."""
+    return len(found.steps[0].result.checks().places)
+
+
+@pytest.mark.parametrize("unit", ["edge", "edge,position", "layer"])
+def test_a_coarse_precision_of_every_unit_comes_with_its_error(run, unit):
+    check = patched(run, by=unit, t="2", precision="bf16").verification
+    assert check.n == min(32, n_effects(patched(run, by=unit, t="2")))
+    assert 1e-6 < check.l2_error < 0.1
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_a_plan_of_every_unit_is_that_of_the_patches_and_patches_nothing(run, unit, monkeypatch):
+    asked = request(by=unit, n=N, length=3, ablation="zero", precision="fp64")  # so that no value stays as it is
+    found = patch_run(run, asked)
+    for name in ("patch_heads", "patch_sets", "patch_edges"):
+        monkeypatch.delattr(patch_run_module, name)
+    planned = plan_run(run, asked)
+    flops = sum(step.result.flops for step in found.steps)
+    assert planned.plan.flops == pytest.approx(flops, rel=0.01)
+    assert planned.ts == tuple(step.t for step in found.steps)
+    assert planned.plan.patches == sum(step.result.plan.patches for step in found.steps)
+    assert planned.plan.seconds > 0
+
+
+def test_the_option_plan_says_the_cost_and_writes_nothing(run, capsys, tmp_path):
+    line = ["patch", "solved", "--store", str(run.path.parent), "--length", "3", "--n", "8", "--by", "edge", "--plan"]
+    assert main([*line, "--output", str(tmp_path / "out")]) == 0
+    out = capsys.readouterr().out
+    assert "Plan: " in out and "GFLOP" in out and out.endswith("nothing was patched\n")
+    assert not (tmp_path / "out").exists()
+    assert main([*line, "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    value = OUTPUTS["patch-plan"].model_validate(printed)
+    assert (value.by, value.steps, value.site) == ("edge", [0, 1, 2], None)
+    assert value.patches > 0 and value.naive_flops > value.flops
