@@ -13,9 +13,25 @@ if TYPE_CHECKING:
 PLAIN_SECONDS = 10.0
 
 
-def line(update: "Progress") -> str:
+class Smoothed:
+    """The batch loss jumps from step to step; what is shown is its mean over the steps since the last line."""
+
+    def __init__(self) -> None:
+        self._total, self._trained, self._said = 0.0, 0, ""
+
+    def words(self, update: "Progress") -> str:
+        """The mean with its number of steps; as it was last said where no step came since, and empty before any."""
+        steps = update.trained - self._trained
+        if steps:
+            mean = (update.total_loss - self._total) / steps
+            self._said = f"loss {mean:.3f} (mean of {steps} step{'s' * (steps > 1)})"
+            self._total, self._trained = update.total_loss, update.trained
+        return self._said
+
+
+def line(update: "Progress", loss: str) -> str:
     """One snapshot as text: loss, accuracy at the worst length, then the tracked scores."""
-    parts = [f"loss {update.loss:.3f}"]
+    parts = [loss] if loss else []
     if update.accuracy:
         parts.append(f"accuracy {min(update.accuracy.values()):.3f}")
     parts += [f"{name} {value:.2f}" for name, value in update.scores.items()]
@@ -38,23 +54,24 @@ def training_display(name: str) -> "Iterator[Callable[[Progress], None]]":
         TextColumn("{task.fields[shown]}", markup=False),
     )
     with Progress(*columns, console=err(), refresh_per_second=4) as bar:
-        task = bar.add_task(name, total=None, shown="")
+        task, smoothed = bar.add_task(name, total=None, shown=""), Smoothed()
 
         def show(update: "Progress") -> None:
-            bar.update(task, total=update.steps, completed=update.step, shown=line(update))
+            shown = line(update, smoothed.words(update))
+            bar.update(task, total=update.steps, completed=update.step, shown=shown)
 
         yield show
 
 
 def _plain(name: str) -> "Callable[[Progress], None]":
     """Lines at least 10 s apart, for logs; the last update is always shown."""
-    last = time.monotonic()
+    last, smoothed = time.monotonic(), Smoothed()
 
     def show(update: "Progress") -> None:
         nonlocal last
         if update.message or time.monotonic() - last >= PLAIN_SECONDS:
             last = time.monotonic()
-            note(f"{name}: step {update.step} of {update.steps}  {line(update)}")
+            note(f"{name}: step {update.step} of {update.steps}  {line(update, smoothed.words(update))}")
 
     return show
 

@@ -32,7 +32,12 @@ from interp.warm_start import WarmStart, warm_start
 
 @dataclass(frozen=True)
 class Progress:
-    """What a progress display is told after every evaluation and about once a second."""
+    """What a progress display is told after every evaluation and about once a second.
+
+    Attributes:
+        loss: of the last batch.
+        total_loss: sum of the batch losses of the `trained` steps since `train` was called.
+    """
 
     step: int
     steps: int
@@ -41,6 +46,8 @@ class Progress:
     scores: dict[str, float]
     seconds: float
     message: str = ""
+    total_loss: float = 0.0
+    trained: int = 0
 
 
 def resolve(config: RunConfig) -> tuple[RunConfig, Task]:
@@ -226,6 +233,7 @@ def _run_loop(
     settings = loop.config.train
     planned = set(logarithmic_steps(settings))
     started = saved = shown = time.monotonic()
+    total, first = 0.0, loop.step
     writer.status(state="running", step=loop.step, message="")
     held_out = _evaluation_sequences(loop)
     if not writer.run.checkpoints(rolling=True):
@@ -237,6 +245,7 @@ def _run_loop(
             _save(loop, writer, rolling=True)
             raise Interrupted(f"stopped at step {loop.step}; continue with --resume")
         update(loop)
+        total += loop.loss
         extra = _evaluate(loop, writer, held_out, planned)
         now = time.monotonic()
         if loop.step in planned or extra or loop.finished:
@@ -246,17 +255,19 @@ def _run_loop(
             _save(loop, writer, rolling=True)
             saved = now
         if progress and (now - shown > 1.0 or loop.finished or extra):
-            progress(_progress(loop, now - started))
+            progress(_progress(loop, now - started, "", total, loop.step - first))
             shown = now
     lowest = _final_score(loop, writer)
     writer.status(state="done", step=loop.step, message=f"lowest held-out sequence accuracy {lowest:.3f}")
     if progress:
-        progress(_progress(loop, time.monotonic() - started, "done"))
+        seconds = time.monotonic() - started
+        progress(_progress(loop, seconds, "done", total, loop.step - first))
 
 
-def _progress(loop: Loop, seconds: float, message: str = "") -> Progress:
+def _progress(loop: Loop, seconds: float, message: str = "", total_loss: float = 0.0, trained: int = 0) -> Progress:
     """A snapshot for displays."""
-    return Progress(loop.step, loop.config.train.steps, loop.loss, loop.accuracy, loop.scores, seconds, message)
+    steps = loop.config.train.steps
+    return Progress(loop.step, steps, loop.loss, loop.accuracy, loop.scores, seconds, message, total_loss, trained)
 
 
 def _evaluation_sequences(loop: Loop) -> dict[int, Tensor]:

@@ -359,6 +359,24 @@ def test_progress_is_told_of_the_end(store: Store):
     assert set(seen[-1].accuracy) == {1, 2, 3} and seen[-1].loss > 0
 
 
+def test_progress_carries_the_losses_of_the_steps_since_the_call(store: Store, monkeypatch: pytest.MonkeyPatch):
+    real, losses, seen = training.update, [], []
+
+    def update(loop) -> None:
+        if loop.step == 5 and len(losses) == 5:
+            raise KeyboardInterrupt
+        real(loop)
+        losses.append(loop.loss)
+
+    monkeypatch.setattr(training, "update", update)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(), store, "a")
+    losses.clear()
+    train(tiny(), store, "a", resume=True, progress=seen.append)  # from the checkpoint of step 3
+    assert (seen[-1].step, seen[-1].trained, len(losses)) == (12, 9, 9)
+    assert seen[-1].total_loss == pytest.approx(sum(losses), rel=1e-12)
+
+
 def test_loaded_model_is_the_saved_one_in_evaluation_mode(store: Store):
     run = train(tiny(), store, "a")
     model, task, checkpoint = load_model(run, 3)
