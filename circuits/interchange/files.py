@@ -1,12 +1,15 @@
 """JSON files of other programs and of our own read as plain objects, and written whole or not at all."""
 
 import json
+import os
 import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from interp.errors import StoreError
-from interp.files import disk_errors, read_bytes, replace
+from interp.files import discard, disk_errors, read_bytes, replace, sync_folder, temporary_beside
 
 MAX_BYTES = 256 << 20  # the edges of a large model as JSON
 MAX_VALUES = 12_000_000  # which keeps what a file becomes in memory within a few GB
@@ -47,6 +50,40 @@ def write_bytes(path: Path, data: bytes) -> None:
     with disk_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
     replace(path, data)
+
+
+@contextmanager
+def finished_folder(folder: Path, names: Sequence[str]) -> Iterator[Path]:
+    """A hidden folder beside `folder` to write into; its files are in place once the block ends, and not before.
+
+    A block that does not end leaves `folder` as it was. What else `folder` holds stays.
+
+    Args:
+        names: of the files, the one that tells whose they are first: where `folder` is there already, they are moved
+            into it one by one in this order.
+
+    Raises:
+        StoreError: if a file cannot be written or moved; the message names its place in `folder`.
+    """
+    hidden = temporary_beside(folder)
+    try:
+        with disk_errors(folder):
+            hidden.mkdir(parents=True)
+        yield hidden
+        with disk_errors(folder):
+            sync_folder(hidden)
+            if not os.path.lexists(folder):
+                os.rename(hidden, folder)
+            else:
+                for name in names:
+                    os.replace(hidden / name, folder / name)
+                sync_folder(folder)
+            sync_folder(folder.parent)
+    except StoreError as error:
+        error.args = (str(error).replace(str(hidden), str(folder)),)
+        raise
+    finally:
+        discard(hidden)
 
 
 def of_type(body: dict[str, Any], key: str, kind: type, where: str) -> Any:

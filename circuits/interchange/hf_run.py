@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from circuits.interchange.export import Exported
+from circuits.interchange.files import finished_folder
 from circuits.interchange.hf_card import Origin, belongs_to, write_card
 from circuits.interchange.hf_folder import checked, expressed, write_tokenizer, write_weights
 from circuits.stored import newest_circuit
@@ -22,6 +23,8 @@ FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config
 def export_model(run: Run, step: int | None, folder: Path) -> Exported:
     """Write the folder, open it with transformers where one of its classes computes the model, and compare logits.
 
+    All that happens in a hidden folder beside it, so that an export that is interrupted changes nothing.
+
     Raises:
         UnknownName, CheckpointError: for a checkpoint that is not there or damaged.
         UsageError: for a folder that holds another model, which would be written over.
@@ -30,10 +33,11 @@ def export_model(run: Run, step: int | None, folder: Path) -> Exported:
     _require_free(folder, run.name)
     model, task, checkpoint = load_model(run, step)
     found = expressed(model)
-    write_weights(folder, found)
-    write_tokenizer(folder, task.vocabulary.tokens)
-    check = None if found.architecture is None else checked(folder, model)
-    write_card(folder, found, _origin(run, task, checkpoint.step, checkpoint.hash), check)
+    with finished_folder(folder, FILES[::-1]) as hidden:
+        write_weights(hidden, found)
+        write_tokenizer(hidden, task.vocabulary.tokens)
+        check = None if found.architecture is None else checked(hidden, model)
+        write_card(hidden, found, _origin(run, task, checkpoint.step, checkpoint.hash), check)
     if check is None:
         lacking = min(found.reasons.items(), key=lambda item: len(item[1]))
         notes = [f"no Hugging Face class computes this model; {lacking[0]} lacks: {'; '.join(lacking[1])}"]

@@ -1,19 +1,23 @@
 """Models as Hugging Face folders: transformers opens them and computes the same logits, or the card says why not."""
 
+import errno
 import json
+import os
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from circuits.interchange import hf_run
 from circuits.interchange.hf_folder import ARCHITECTURES, Expressed, expressed, write_weights
 from circuits.interchange.hf_parts import rotary_base
 from circuits.interchange.hf_run import export_model
+from interp import files
 from interp.adapters.opening import open_model
 from interp.config import DataConfig
 from interp.decoder import Decoder, Rotary, decoder_of, forward
-from interp.errors import CheckpointError, ConfigError, StoreError, UsageError
+from interp.errors import CheckpointError, ConfigError, StoreError, StoreFull, UsageError
 from interp.pairs.jsonl import read_jsonl
 from interp.pairs.tokenizers import load_tokenizer
 from interp.run import Store
@@ -196,6 +200,62 @@ def test_a_model_that_is_there_already_is_never_written_over(tiny_run, tmp_path)
     (mine / "README.md").write_text((mine / "README.md").read_text().replace("# tiny, step", "# other, step"))
     with pytest.raises(UsageError, match=r"mine: holds config\.json that no finished export of tiny wrote"):
         export_model(run, None, mine)
+
+
+@pytest.mark.parametrize("at", ["write_weights", "write_tokenizer", "checked", "write_card"])
+def test_an_interrupted_export_leaves_nothing_and_the_next_one_goes_through(at, tiny_run, tmp_path, monkeypatch):
+    run, fresh, earlier = Store(tiny_run).run("tiny"), tmp_path / "a" / "fresh", tmp_path / "b" / "earlier"
+    export_model(run, 0, earlier)
+    before = {path: path.read_bytes() for path in earlier.iterdir()}
+    real = getattr(hf_run, at)
+
+    def interrupted(*given) -> None:
+        real(*given)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(hf_run, at, interrupted)
+    for folder in (fresh, earlier):
+        with pytest.raises(KeyboardInterrupt):
+            export_model(run, None, folder)
+    assert list(fresh.parent.iterdir()) == [] and list(earlier.parent.iterdir()) == [earlier]
+    assert {path: path.read_bytes() for path in earlier.iterdir()} == before
+    monkeypatch.undo()
+    for folder in (fresh, earlier):
+        done = export_model(run, None, folder)
+        assert {path.name for path in folder.iterdir()} == set(done.files)
+        assert f"# tiny, step {done.step}" in (folder / "README.md").read_text()
+
+
+def test_other_files_of_a_folder_stay_and_a_full_disk_names_the_place_asked_for(tiny_run, tmp_path, monkeypatch):
+    run, folder = Store(tiny_run).run("tiny"), tmp_path / "out"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("mine")
+    done = export_model(run, None, folder)
+    assert {path.name for path in folder.iterdir()} == {"notes.txt", *done.files}
+    assert (folder / "notes.txt").read_text() == "mine"
+    for file in done.files:
+        (folder / file).unlink()
+    real = os.replace
+
+    def second_fails(source, target) -> None:
+        if target.parent == folder and any((folder / file).exists() for file in done.files):
+            raise KeyboardInterrupt
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", second_fails)
+    with pytest.raises(KeyboardInterrupt):
+        export_model(run, None, folder)
+    monkeypatch.undo()
+    export_model(run, None, folder)  # the card came first, so that what is there is known as this run's
+    assert {path.name for path in folder.iterdir()} == {"notes.txt", *done.files}
+
+    def full(fd: int, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr(files, "write_all", full)
+    with pytest.raises(StoreFull, match=rf"^{tmp_path}/other/model\.safetensors: cannot be written"):
+        export_model(run, None, tmp_path / "other")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_run_becomes_a_folder_with_tokenizer_card_and_provenance(tiny_run, tmp_path):
