@@ -10,7 +10,8 @@ from torch import Tensor
 
 from circuits.circuit_packed import MOST_LISTED, Edges, packed, unpacked
 from circuits.detectors.base import Interval
-from circuits.graph import EdgeGraph, ModelShape, graph_of, node_of
+from circuits.graph import EdgeGraph, ModelShape, graph_of
+from circuits.naming import node_of
 from interp.config import Frozen
 from interp.errors import StoreError, UsageError
 

@@ -7,9 +7,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from circuits.graph import EdgeGraph, node_of
+from circuits.graph import EdgeGraph
 from circuits.live import connected
 from circuits.masked import MaskedRuns
+from circuits.naming import node_of
 from circuits.pruning import read_positions
 from circuits.random_paths import Paths
 

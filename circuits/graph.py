@@ -7,6 +7,7 @@ from jaxtyping import Bool
 from pydantic import Field
 from torch import Tensor
 
+from circuits.naming import node_of
 from interp.config import Frozen
 from interp.decoder import Decoder
 from interp.errors import UnknownName
@@ -108,11 +109,6 @@ def slot_names(shape: ModelShape, layer: int) -> list[str]:
     shared = "KV" if shape.kv_heads[layer] < shape.heads[layer] else "H"
     queries = [f"L{layer}.H{head}.q" for head in range(shape.heads[layer])]
     return queries + [f"L{layer}.{shared}{head}.{kind}" for kind in "kv" for head in range(shape.kv_heads[layer])]
-
-
-def node_of(receiver: str) -> str:
-    """The node that a receiver belongs to: `L1.H0` for `L1.H0.q`, `M0` and `logits` for themselves."""
-    return receiver.rsplit(".", 1)[0] if receiver.endswith((".q", ".k", ".v")) else receiver
 
 
 def fed_by(graph: EdgeGraph) -> tuple[tuple[int, ...], ...]:

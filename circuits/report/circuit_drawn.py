@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from circuits.naming import node_of
+
 if TYPE_CHECKING:
     from circuits.circuit import Circuit, CircuitFile
 
@@ -75,7 +77,7 @@ class Drawn:
     @cached_property
     def nodes(self) -> frozenset[str]:
         """Senders and owners of receivers that kept edges touch; key and value heads that are shared stand alone."""
-        touched = {edge.sender for edge in self.edges} | {owner(edge.receiver) for edge in self.edges}
+        touched = {edge.sender for edge in self.edges} | {node_of(edge.receiver) for edge in self.edges}
         return frozenset(touched)
 
     def position(self, index: int) -> str:
@@ -106,11 +108,6 @@ def _edge(one: Mapping[str, Any]) -> DrawnEdge:
     sender, _, receiver = one["edge"].partition("->")
     place = None if one["place"] is None else tuple(one["place"])
     return DrawnEdge(sender, receiver, one["score"], one.get("frequency"), place)
-
-
-def owner(receiver: str) -> str:
-    """Node that a receiver belongs to: `L1.H3` of `L1.H3.q`, `L1.KV0` of `L1.KV0.k`."""
-    return receiver.rsplit(".", 1)[0] if receiver[-2:] in (".q", ".k", ".v") else receiver
 
 
 def total(places: list[DrawnEdge]) -> float:

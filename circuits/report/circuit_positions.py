@@ -4,7 +4,8 @@ from collections.abc import Mapping
 
 from markupsafe import Markup
 
-from circuits.report.circuit_drawn import Drawn, DrawnEdge, DrawnShape, owner
+from circuits.naming import node_of
+from circuits.report.circuit_drawn import Drawn, DrawnEdge, DrawnShape
 from circuits.report.circuit_svg import Picture, thickness
 from circuits.report.svg import element, text
 
@@ -76,7 +77,7 @@ def _edge(place: _Grid, data: Drawn, edge: DrawnEdge, scale: tuple[float, float]
     name = f"{edge.sender}@{data.position(start)}->{edge.receiver}@{data.position(end)}"
     slot = SLOTS.get(edge.receiver[-1], 0.0) if edge.receiver[-2:-1] == "." else 0.0
     x0, y0 = place.x(start), place.y(edge.sender) - CELL_HIGH / 2
-    x1, y1 = place.x(end) + slot, place.y(owner(edge.receiver)) + CELL_HIGH / 2
+    x1, y1 = place.x(end) + slot, place.y(node_of(edge.receiver)) + CELL_HIGH / 2
     path, width = _path(x0, y0, x1, y1, place.pitch), thickness(edge.score, scale) * THIN
     size = 2.6 + width * 0.45
     said = [name, f"score {edge.score:.6g}"]
@@ -109,7 +110,7 @@ def _cell(place: _Grid, data: Drawn, used: set[tuple[str, int]], row: str, pos: 
     """A node at one position: a frame where it is in the circuit, else a dot."""
     x, y = place.x(pos), place.y(row)
     sent = sum(edge.sender == row and edge.place[0] == pos for edge in data.edges)
-    read = sum(owner(edge.receiver) == row and edge.place[1] == pos for edge in data.edges)
+    read = sum(node_of(edge.receiver) == row and edge.place[1] == pos for edge in data.edges)
     where = f"{row} at {data.position(pos)}"
     if not sent and not read:
         return element("circle", element("title", f"{where}: not in the circuit"), cx=x, cy=y, r=1.6, class_="dot")

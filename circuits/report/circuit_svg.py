@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from markupsafe import Markup
 
-from circuits.report.circuit_drawn import Drawn, drawn, kinds, owner, total
+from circuits.naming import node_of
+from circuits.report.circuit_drawn import Drawn, drawn, kinds, total
 from circuits.report.circuit_layout import TOP, Box, Layout, layout_of
 from circuits.report.circuit_routes import route
 from circuits.report.numbers import count, decimal
@@ -226,7 +227,7 @@ def _node(layout: Layout, box: Box, data: Drawn, used: set[str], tips: Mapping[s
     """The frame of a node with its name and the marks of its slots."""
     inside = box.name in data.nodes
     sent = sum(edge.sender == box.name for edge in data.edges)
-    read = sum(owner(edge.receiver) == box.name for edge in data.edges)
+    read = sum(node_of(edge.receiver) == box.name for edge in data.edges)
     told = f"{box.name}: {sent} kept edges out, {read} in" if inside else f"{box.name}: not in the circuit"
     parts = [element("title", "\n".join(part for part in (told, tips.get(box.name, "")) if part))]
     place = {"x": box.x, "y": box.y, "width": box.width, "height": box.height}
