@@ -34,18 +34,19 @@ class Background:
         story: what changed between them.
         commands: (purpose, line) of what makes the page again.
         origin: more rows of provenance.
+        task: what the prompts are of: the task of a run, or the file of prompt pairs.
     """
 
     series: Sequence[tuple[int, "DiscoveryFile"]] = ()
     story: "Trajectory | None" = None
     commands: Sequence[tuple[str, str]] = ()
     origin: Sequence[tuple[str, str]] = field(default_factory=tuple)
+    task: str = ""
 
 
 @dataclass(frozen=True)
 class _Words:
     title: str
-    overline: str
     badge: str
     keys: list[tables.Key]
     has_roles: bool
@@ -93,7 +94,6 @@ def chosen(steps: Sequence[int]) -> set[int]:
 
 
 def _words(found: "DiscoveryFile", model: str, step: int | None, around: Background, shown: int) -> _Words:
-    where = model if step is None else f"{model}, step {count(step)}"
     story, circuits = around.story, sum(one.circuit is not None for _, one in around.series)
     emerged = ""
     if story is not None:
@@ -101,8 +101,7 @@ def _words(found: "DiscoveryFile", model: str, step: int | None, around: Backgro
         if story.emerged is not None:
             emerged = f"A circuit from step {count(story.emerged)} on, three checkpoints in a row."
     return _Words(
-        title=f"Circuit of {where}" if found.circuit is not None else f"No circuit: {where}",
-        overline=f"Circuit discovery · {where}",
+        title=title(found, model, step, around.task),
         badge=tables.BADGES.get(found.verdict, "other"),
         keys=tables.keys(found),
         has_roles=bool(found.roles) or bool(tables.pairs(found).rows),
@@ -112,6 +111,15 @@ def _words(found: "DiscoveryFile", model: str, step: int | None, around: Backgro
         origin=around.origin,
         commands=around.commands,
     )
+
+
+def title(found: "DiscoveryFile", model: str, step: int | None, task: str) -> str:
+    """What was found, for which task, in which model and at which step, in one short line."""
+    what = {"circuit": "Circuit", "candidate": "Candidate circuit"}.get(found.verdict, "No circuit")
+    if found.circuit is not None and found.circuit.n_pos:
+        what += " by position"
+    where = model if step is None else f"{model}, step {count(step)}"
+    return f"{what} for {task}: {where}" if task else f"{what}: {where}"
 
 
 def _drawings(found: "DiscoveryFile") -> list[tuple[Markup, str]]:

@@ -31,6 +31,7 @@ class Shelf:
         folder: where the page goes unless another is named.
         search: command line that makes the first one, for when there is none.
         commands: (purpose, line) of what makes a discovery and its page again.
+        task: of the run; empty for a folder, whose discoveries name their file of prompt pairs.
         others: names of other models whose discoveries are in the same folder and left out here.
     """
 
@@ -39,6 +40,7 @@ class Shelf:
     folder: Path
     search: str
     commands: Commands
+    task: str = ""
     others: Sequence[str] = ()
 
 
@@ -50,6 +52,7 @@ def shelf_of_run(run: Run) -> Shelf:
         run.path / "report",
         shlex.join(["interp", "circuit", run.name]),
         lambda main: _commands(run.name, main, [run.name], _store(run)),
+        task=run.config.task,
     )
 
 
@@ -79,7 +82,7 @@ def shelf_of_folder(folder: Path) -> Shelf:
         return _commands(folder.name, main, words, [])
 
     search = "interp circuit path/to/model --pairs pairs.jsonl"
-    return Shelf(_named(model, folder), fit, folder, search, commands, others)
+    return Shelf(_named(model, folder), fit, folder, search, commands, others=others)
 
 
 def _named(model: str | None, folder: Path) -> str:
@@ -124,7 +127,8 @@ def write_circuit_page(shelf: Shelf, main: StoredCircuit, folder: Path | None = 
     series = [(one.step, one.discovery) for one in fellows(shelf.stored, main)]
     story = trajectory([step for step, _ in series], [one for _, one in series]) if len(series) > 1 else None
     origin = [("Checkpoint", main.checkpoint), ("Analysis", main.key)]
-    around = Background(series, story, shelf.commands(main), origin)
+    task = shelf.task or str(main.request.get("pairs", ""))
+    around = Background(series, story, shelf.commands(main), origin, task)
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     replace(folder / PAGE, render_circuit_page(found, shelf.name, step_of(main), around).encode("utf-8"))

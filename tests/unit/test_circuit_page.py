@@ -82,6 +82,23 @@ def test_the_page_has_every_part_of_a_discovery_with_its_numbers():
     assert "Faithfulness by size" in text
 
 
+def test_the_heading_is_short_and_the_headline_stands_below_it_as_it_is():
+    def opening(found, step: int | None = 1375, task: str = "parity") -> tuple[str, str]:
+        text = render_circuit_page(found, "poly1", step, Background(task=task))
+        (heading,), (lead,) = re.findall(r"<h1>(.*?)</h1>", text), re.findall(r'<p class="lead">(.*?)</p>', text)
+        assert text.index("<h1>") < text.index('<p class="lead">') < text.index('class="badge')
+        assert f"<title>{heading}</title>" in text
+        return heading, lead
+
+    assert opening(discovery(LATE)) == ("Circuit for parity: poly1, step 1,375", "Circuit: it is one.")
+    by_place = discovery(placed({("L0.H0->logits", 3, 3): 2.0}), "candidate", "Candidate: but no control.")
+    assert opening(by_place, None, "ioi.jsonl") == (
+        "Candidate circuit by position for ioi.jsonl: poly1", "Candidate: but no control.",
+    )  # fmt: skip
+    nothing = discovery(None, "no behaviour to explain", "Nothing: chance.")
+    assert opening(nothing, 0, "") == ("No circuit: poly1, step 0", "Nothing: chance.")
+
+
 def test_the_page_runs_nothing_loads_nothing_and_allows_its_own_style_only():
     text = page()
     tags = Tags(text).counts
@@ -156,7 +173,7 @@ def test_hostile_words_add_no_element_and_no_attribute(payload):
             file[key] = [word]
         file["controls"][0]["what"] = file["tests"][0]["reading"] = word
         found = type(discovery(one)).model_validate(file)
-        around = Background(commands=[(word, word)], origin=[(word, word)])
+        around = Background(commands=[(word, word)], origin=[(word, word)], task=word)
         return Tags(render_circuit_page(found, word, 1, around)).counts
 
     assert drawn(payload) == drawn("w" * len(payload))
@@ -182,6 +199,7 @@ def test_the_command_writes_page_and_circuit_from_what_is_stored(tmp_path, capsy
     assert same(circuit_of_path(folder / "circuit.json")[0], LATE)
     first = (folder / "circuit.html").read_bytes()
     assert b"Through training" in first
+    assert b"<h1>Circuit for parity: poly1, step 128</h1>" in first
     assert main([*line, "-o", str(tmp_path / "again")]) == 0
     assert (tmp_path / "again" / "circuit.html").read_bytes() == first
     capsys.readouterr()
@@ -200,7 +218,7 @@ def test_a_folder_of_a_model_that_is_no_run_has_a_page_too(tmp_path, capsys):
     jsonschema.validate(value, CircuitReportOutput.model_json_schema())
     assert (value["run"], value["step"]) == ("gpt2", None)
     words = " ".join(Tags((folder / "circuit.html").read_text()).words)
-    assert "Circuit discovery \u00b7 gpt2" in words
+    assert "Circuit for ioi.jsonl: gpt2" in words
     assert "interp circuit path/to/gpt2 --pairs path/to/ioi.jsonl --bos -o found" in words
     assert "interp report circuit found --no-positions" in words
     damaged = (folder / "circuit-00.json").read_text().replace("0.97", "0.98")
@@ -231,7 +249,7 @@ def test_a_page_without_a_circuit_names_no_other_model_and_leaves_none_of_its_ci
     assert (json.loads(out)["run"], list(json.loads(out)["files"])) == (name, ["html"])
     assert f"this is {name}, searched last; the folder holds also modela" in err
     text = (folder / "circuit.html").read_text()
-    assert f"<title>No circuit: {name}</title>" in text
+    assert f"<title>No circuit for ioi.jsonl: {name}</title>" in text
     assert "modela" not in text
     assert f"interp circuit path/to/{second or 'model'} --pairs path/to/ioi.jsonl -o out" in text
     assert not (folder / "circuit.json").exists()
