@@ -5,7 +5,7 @@ Exact means the stated single-site intervention, to rounding. It says nothing of
 
 import time
 import warnings
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Unpack
 
@@ -96,10 +96,20 @@ def patch_heads(
         warnings.warn(f"patching by full forwards, which is slower: {reason}", stacklevel=2)
         return patch_by_forwards(model, clean, corrupted, metric, site, chosen, given)
     runs = runs_for(model, decoder, clean, corrupted, metric, given, trimmed=True)
+    return patch_site(runs, site, chosen, started)
+
+
+def patch_site(runs: Runs, site: Site, chosen: Mapping[str, Sequence[int] | None], started: float) -> PatchResult:
+    """The patches of one site between two recorded runs.
+
+    Args:
+        chosen: layers, components and positions; None for all.
+        started: when the call began, by `time.perf_counter`.
+    """
     patches = patches_of(runs, site, **chosen)
     reason = skip_reasons(patches)
-    plan = plan_of(patches, reason, given.max_bytes)
-    effect, reason, graph = run_plan(patches, plan, reason, given.progress)
+    plan = plan_of(patches, reason, runs.given.max_bytes)
+    effect, reason, graph = run_plan(patches, plan, reason, runs.given.progress)
     return result_of(patches, plan, effect, reason, graph, time.perf_counter() - started)
 
 
@@ -144,13 +154,8 @@ def patches_of(
     Raises:
         UsageError: for a site that the model does not have, or numbers that it does not have.
     """
+    check_site(runs.decoder, site)
     decoder = runs.decoder
-    if site not in SITES:
-        raise UsageError(f"site: {site!r}: expected one of {', '.join(SITES)}")
-    if site == "resid_mid" and any(layer.parallel or layer.mlp is None for layer in decoder.layers):
-        raise UsageError("site: resid_mid does not exist in a block without a stream between attention and MLP")
-    if site in ("mlp_out", "mlp_post") and any(layer.mlp is None for layer in decoder.layers):
-        raise UsageError(f"site: {site} does not exist in an attention-only model")
     columns = numbers("positions", positions, runs.base.final.shape[1])
     shifts = set(runs.prompts.shift.tolist())
     return Patches(
@@ -162,6 +167,16 @@ def patches_of(
         positions=tuple(sorted({column - shift for column in columns for shift in shifts if column >= shift})),
         columns=columns,
     )
+
+
+def check_site(decoder: Decoder, site: str) -> None:
+    """Raise UsageError for a site that is unknown, or that the model does not have."""
+    if site not in SITES:
+        raise UsageError(f"site: {site!r}: expected one of {', '.join(SITES)}")
+    if site == "resid_mid" and any(layer.parallel or layer.mlp is None for layer in decoder.layers):
+        raise UsageError("site: resid_mid does not exist in a block without a stream between attention and MLP")
+    if site in ("mlp_out", "mlp_post") and any(layer.mlp is None for layer in decoder.layers):
+        raise UsageError(f"site: {site} does not exist in an attention-only model")
 
 
 def plan_of(patches: Patches, reason: Int[Tensor, "prompt layer component pos"], max_bytes: int | None) -> Plan:
