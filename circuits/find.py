@@ -126,10 +126,9 @@ def find_circuit(
     removals = min(settings.removals, course.runs_allowed())
     if removals < settings.removals:
         course.notes.append(f"edges removed exactly with {removals} runs of circuits, {settings.removals} asked for")
-    before = keeping.spent
-    kept = removed(problem, circuits[chosen], scores, target, keeping, removals, tell)
-    if keeping.spent - before >= removals - 1:
-        course.notes.append(f"removal stopped after {removals} runs of circuits: further edges may not be needed")
+    kept, complete = removed(problem, circuits[chosen], scores, target, keeping, removals, tell)
+    if not complete:
+        course.notes.append(f"removal stopped, as {removals} runs pay for no finer blocks: more edges may be needless")
     seen = None
     if look_for_interactions and not problem.by_position and settings.method == "auto":
         seen = _interactions(course, scores)

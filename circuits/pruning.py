@@ -109,33 +109,38 @@ def removed(
     keeping: Keeping,
     most: int = 2000,
     tell: Tell = silent,
-) -> Mask:
+) -> tuple[Mask, bool]:
     """Leave out edges for good while the circuit keeps the target share: blocks first, single edges at the end.
 
     In each round all blocks are tried side by side, then as many of the harmless ones together as still keep the
-    target, found on a grid of numbers that is refined behind the last success.
+    target, found on a grid of numbers that is refined behind the last success. It ends where no single edge can go, or
+    where the allowance pays for no finer blocks than those of which none could go.
 
     Args:
         most: circuits to run at most.
+
+    Returns:
+        What is left, and whether no single edge of it can go.
     """
-    limit, blocks = keeping.spent + most, 8
-    kept, start = joined(problem, kept), keeping.spent
-    while (count := int(kept.sum())) and keeping.spent < limit:
-        order = order_of(scores, kept).flip(0)  # least important first
-        blocks = min(blocks, count, max(1, (limit - keeping.spent) // 2))
-        pieces = [piece for piece in order.tensor_split(blocks) if len(piece)]
-        after = _without_pieces(problem, kept, pieces, target, keeping)
-        single = len(pieces[0]) == 1
-        if after is None and single:
+    start, blocks, futile = keeping.spent, 8, 0  # futile: blocks of this circuit of which none could go
+    kept = joined(problem, kept)
+    while count := int(kept.sum()):
+        blocks = min(blocks, count, (start + most - keeping.spent) // 2)
+        if blocks <= futile:
             break
+        pieces = order_of(scores, kept).flip(0).tensor_split(blocks)  # least important first
+        after = _without_pieces(problem, kept, pieces, target, keeping)
+        futile = blocks if after is None else 0
         if after is None or int(after.sum()) > 0.9 * count:
             blocks *= 4 if after is None else 2  # where no piece can go, half of one seldom can
         kept = kept if after is None else after
         tell("removing edges", min(keeping.spent - start, most), most)
-    return kept
+    return kept, futile == count
 
 
-def _without_pieces(problem: Problem, kept: Mask, pieces: list[Tensor], target: float, keeping: Keeping) -> Mask | None:
+def _without_pieces(
+    problem: Problem, kept: Mask, pieces: Sequence[Tensor], target: float, keeping: Keeping
+) -> Mask | None:
     """The circuit without as many harmless pieces as possible; None where no piece can go."""
 
     def less(some: Sequence[Tensor]) -> Mask:

@@ -200,7 +200,7 @@ def test_removal_and_confirmation_keep_to_the_budget(monkeypatch):
     problem = own_problem(n=96)
     few, all_of_them = (replace_settings(method="eap", removals=40, seconds=seconds) for seconds in (4.0, 400.0))
     found = find_circuit(problem, few, look_for_interactions=False)
-    assert any("removal stopped after 4 runs" in note for note in found.notes)
+    assert any("removal stopped, as 4 runs pay for no finer blocks" in note for note in found.notes)
     assert any("with 4 runs of circuits, 40 asked for" in note for note in found.notes)
     whole = find_circuit(problem, all_of_them, look_for_interactions=False)
     assert not any("asked for" in note for note in whole.notes) and int(whole.kept.sum()) <= int(found.kept.sum())

@@ -56,6 +56,24 @@ def test_all_that_is_worth_nothing_goes_and_of_the_rest_as_much_as_the_target_al
     worth = (torch.arange(live.numel()).view(live.shape) % 3 == 0) & live
     start = Additive([])
     target = float(start.of(live[None])[0]) - 0.02 - 1e-4
-    found = pruning.removed(own_problem(), live, scores, target, start, most=5000)
+    found, complete = pruning.removed(own_problem(), live, scores, target, start, most=5000)
+    assert complete
     assert int((worth & ~found).sum()) == 2
     assert not bool((found & ~worth).any())
+
+
+@pytest.mark.parametrize(("most", "rounds"), [(60, [8, 26]), (300, [8, 32, 82]), (1, []), (0, [])])
+def test_where_nothing_can_go_no_round_is_coarser_than_the_one_before(most, rounds, monkeypatch):
+    tried: list[int] = []
+
+    class Needed(Keeping):
+        def reaching(self, kept, target):
+            tried.append(len(kept))
+            self.spent += len(kept)
+            return torch.zeros(len(kept))
+
+    monkeypatch.setattr(pruning, "joined", lambda problem, kept: kept)
+    live = own_problem().live
+    assert int(live.sum()) == 82
+    kept, complete = pruning.removed(own_problem(), live, torch.rand(live.shape), 0.9, Needed([]), most)
+    assert (tried, complete) == (rounds, rounds[-1:] == [82]) and torch.equal(kept, live)

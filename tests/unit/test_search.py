@@ -116,7 +116,8 @@ def test_the_circuit_found_keeps_the_target_and_cannot_lose_an_edge(by_position)
     keeping = Keeping([problem.parts["score"], problem.parts["choose"]])
     scores = load("search", "exact").rank(Search(problem)).scores
     found = smallest(problem, scores, 0.9, keeping)
-    kept = removed(problem, found, scores, 0.9, keeping, most=5000)
+    kept, complete = removed(problem, found, scores, 0.9, keeping, most=5000)
+    assert complete
     assert float(keeping.of(kept[None])[0]) >= 0.9
     assert int(kept.sum()) <= int(found.sum()) < int(problem.live.sum())
     places = kept.nonzero()
@@ -130,8 +131,8 @@ def test_a_small_allowance_stops_the_removal():
     problem = own_problem()
     keeping = Keeping([problem.parts["score"]])
     scores = load("search", "exact").rank(Search(problem)).scores
-    removed(problem, problem.live, scores, 0.9, keeping, most=20)
-    assert keeping.spent <= 40
+    _, complete = removed(problem, problem.live, scores, 0.9, keeping, most=20)
+    assert keeping.spent <= 40 and not complete
 
 
 def test_the_pipeline_puts_kept_edges_first_and_names_what_it_left_out():
