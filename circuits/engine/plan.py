@@ -78,8 +78,8 @@ class Plan:
         return (
             f"{self.patches:,} patches in {len(self.chunks)} chunks of at most {self.rows:,} rows: "
             f"{self.flops / 1e9:,.2f} GFLOP ({self.naive_flops / max(1, self.flops):,.0f} times fewer than one forward "
-            f"per patch), {self.bytes / 2**20:,.0f} MiB of {self.budget / 2**20:,.0f} allowed"
-            + ("" if self.seconds is None else f", about {self.seconds:,.1f} s")
+            f"per patch), {self.bytes / 2**20:,.0f} MiB with the recorded runs; chunks may take "
+            f"{self.budget / 2**20:,.0f} MiB" + ("" if self.seconds is None else f", about {self.seconds:,.1f} s")
         )
 
 
