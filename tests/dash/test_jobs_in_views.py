@@ -42,12 +42,12 @@ def test_a_training_is_started_followed_and_cancelled_by_clicks(view, empty_stor
     assert not app.exception
     (job,) = jobs.jobs(empty_store)
     assert job.spec.arguments[-2:] == ("--store", str(empty_store.root))
-    assert "starting" in badges(app)
+    assert "starting" in badges(app) or "running" in badges(app)
     assert until(app, lambda: "running" in badges(app) and "clicked" in text(app))
     app.button(key=f"runs.cancel.{job.id}").click().run()
     assert not app.exception
-    assert until(app, lambda: job.status().state == "cancelled")
-    assert "cancelled" in badges(app)
+    assert until(app, lambda: "cancelled" in badges(app))
+    assert job.status().state == "cancelled"
     assert not app.button(key="runs.start").disabled
     assert empty_store.run("clicked").status().state == "interrupted"
 
@@ -90,7 +90,7 @@ def test_a_report_is_built_as_a_job_and_then_shown(view, normal_store):
 
 
 def test_a_second_job_on_a_run_is_refused_with_the_name_of_the_first(view, normal_store):
-    first = jobs.start(normal_store, ["train", "parity", "--name=tiny", "--resume"], run="tiny")
+    first = jobs.start(normal_store, _arguments("parity", "long", 0, SETTINGS), run="tiny")
     app = view(normal_store, "report", run="tiny")
     app.button(key="report.offer").click().run()
     assert not app.exception
