@@ -13,7 +13,7 @@ from circuits.engine.edge_plan import Edges, Resolve, plan_of
 from circuits.engine.edge_sweep import run_edges
 from circuits.engine.finish import Scores
 from circuits.engine.plan import Plan, product_speed
-from circuits.engine.runs import Given, Options, as_decoder, runs_for
+from circuits.engine.runs import Given, Options, Runs, as_decoder, runs_for
 from circuits.graph import EdgeGraph, edge_graph
 from circuits.metrics import Metric, UserMetric
 from circuits.patch_result import Verification, described
@@ -83,6 +83,11 @@ class EdgeResult:
         labels = ["prompt", "edge", "pos", "query"][: len(axes)]
         index = pd.MultiIndex.from_product(axes, names=labels)
         return pd.DataFrame({"effect": picked.flatten().cpu().numpy()}, index=index).reset_index()
+
+    @property
+    def runs(self) -> Runs:
+        """The two runs, recorded."""
+        return self.edges.runs
 
     def verify(self, n: int = 32, seed: int = 0) -> Verification:
         """Rerun n random effects that were run (for all prompts each) by one plain forward each, in float64.

@@ -76,6 +76,11 @@ class SetResult:
         sites = [len(one) for _ in range(len(self.effect)) for one in self.sets]
         return pd.DataFrame({"effect": self.effect.flatten().cpu().numpy(), "sites": sites}, index=index).reset_index()
 
+    @property
+    def runs(self) -> Runs:
+        """The two runs, recorded."""
+        return self.patches.runs
+
     def verify(self, n: int = 32, seed: int = 0) -> Verification:
         """Rerun n random sets that were run (for all prompts each) by one plain forward each, in float64.
 
