@@ -10,7 +10,7 @@ from circuits.report.canvas.heat import HeatPanel
 from interp.run import Run
 from probes.stored import StoredLens, stored_lens
 
-NOT_ASKED = "the task does not ask for the next token here"
+NOT_ASKED = "the task does not ask for the next token there"
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,6 @@ def lens_panel(frames: LensFrames) -> HeatPanel:
     scored = np.array(frames.about["scored"], dtype=bool)
     shape = frames.part("probability").shape
     columns = [str(name) for name in frames.about["positions"]]
-    reasons = {(row, column): NOT_ASKED for row in range(shape[1]) for column in range(shape[2]) if not scored[column]}
     return HeatPanel(
         title="stream after",
         rows=frames.depths,
@@ -70,7 +69,6 @@ def lens_panel(frames: LensFrames) -> HeatPanel:
         low=frames.part("low") - frames.chance,
         high=frames.part("high") - frames.chance,
         tested=np.broadcast_to(scored, shape),
-        reasons=reasons,
         row_name="depth",
     )
 

@@ -15,6 +15,7 @@ from interp.run import Run, Store
 MOST_ROWS = 64
 LARGEST_NAMED = 4000  # edges up to which every one is offered by name
 NOTHING = "nothing"
+NOT_RUN = "not run: exactly 0"  # a patch that cannot change anything, as the page of `interp patch` says it
 POOLED = ("edge", "head", "layer")  # units that are patched at all positions at once
 
 
@@ -182,7 +183,7 @@ def cell_words(frames: Frames, frame: int, component: int, t: int, place: int) -
     one, name = frames.found[frame], frames.components[component]
     where = f"{name} at {one.places(t)[place]} (position {place}), step t={t}, checkpoint {one.step:,}"
     if said := frames.reason(frame, t, component, place):
-        return f"{where}: not tested by this pair family ({said})."
+        return f"{where}: {NOT_RUN} ({said})."
     value, low, high = (
         float(frames.arrays[frame][f"{part}.t{t}"][component, place]) for part in ("value", "low", "high")
     )

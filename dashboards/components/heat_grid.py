@@ -51,6 +51,7 @@ def heat_grid(
     metric: str,
     raises: str,
     lowers: str,
+    hatched: str = "not tested",
     note: str = "",
     steps: Sequence[int] | None = None,
     step: int | None = None,
@@ -60,16 +61,15 @@ def heat_grid(
 
     Args:
         panels: tables, see `HeatPanel`: values with intervals, and which cells were tested.
-        metric, raises, lowers, note: words of the legend, see `heat_data`.
+        metric, raises, lowers, hatched, note: words of the legend, see `heat_data`.
         steps, step: checkpoints of the frames and the one shown first; scrubbing needs no server.
         selected: (panel, row, column) that is outlined.
 
     Returns:
         The cell clicked since the last run of the script, once; None otherwise.
     """
-    data = heat_data(
-        panels, metric=metric, raises=raises, lowers=lowers, note=note, steps=steps, step=step, selected=selected
-    )
+    words = {"metric": metric, "raises": raises, "lowers": lowers, "hatched": hatched, "note": note}
+    data = heat_data(panels, **words, steps=steps, step=step, selected=selected)
     draw = st.components.v2.component(NAME, js=heat_script() + host_script() + MOUNT, css=heat_style())
     result = draw(key=key, data=data, on_pick_change=_nothing, on_step_change=_nothing)
     picked = result.get("pick")

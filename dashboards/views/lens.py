@@ -6,7 +6,15 @@ import streamlit as st
 from dashboards.charts import OKABE_ITO
 from dashboards.components.heat_grid import heat_grid
 from dashboards.data import Stamp, stamp
-from dashboards.lens_data import LensFrames, cell_words, example_names, example_rows, lens_frames, lens_panel
+from dashboards.lens_data import (
+    NOT_ASKED,
+    LensFrames,
+    cell_words,
+    example_names,
+    example_rows,
+    lens_frames,
+    lens_panel,
+)
 from dashboards.page import Page, plain
 from dashboards.patching_data import run_at
 from dashboards.starting import offer
@@ -55,7 +63,8 @@ def grid(page: Page, frames: LensFrames) -> int:
         metric=f"probability of the right next token, minus that of a uniform guess ({frames.chance:.3f})",
         raises="better than a guess",
         lowers="worse",
-        note="Final norm and unembedding after each depth. Hatched: the task does not ask for the next token there.",
+        hatched=NOT_ASKED,
+        note="Final norm and unembedding after each depth.",
         steps=frames.steps,
         step=step,
         selected=(0, row, column) if known else None,

@@ -8,6 +8,7 @@ from dashboards.components.heat_grid import heat_grid
 from dashboards.data import Stamp, stamp
 from dashboards.page import Page, plain
 from dashboards.patching_data import (
+    NOT_RUN,
     Frames,
     Sheet,
     cell_words,
@@ -120,7 +121,8 @@ def grid(page: Page, run: Run, frames: Frames, sheet: Sheet, chosen: StoredPatch
         metric=f"change of: {chosen.drawn['metric']}",
         raises=str(chosen.drawn.get("raises", "raises it")),
         lowers=str(chosen.drawn.get("lowers", "lowers it")),
-        note=f"{chosen.drawn.get('intervention', '')}. Hatched: not tested by this pair family.",
+        hatched=NOT_RUN,
+        note=str(chosen.drawn.get("intervention", "")),
         steps=frames.steps,
         step=shown,
         selected=selected,

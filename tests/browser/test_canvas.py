@@ -44,6 +44,7 @@ def heat_page() -> str:
     parts = {"low": values - 0.1, "high": values + 0.1, "tested": tested, "reasons": {(0, 3): PAYLOADS[1]}}
     panels = [HeatPanel(f"Layer {layer}", ["L.H0", "L.H1"], columns, values, **parts) for layer in range(2)]
     words = {"metric": "Logit difference, patched minus clean", "raises": "towards the donor", "lowers": "away from it"}
+    words["hatched"] = "not run: exactly 0"
     data = inline_json(heat_data(panels, **words, note="interchange, n = 64", steps=[0, 64], step=64))
     ground = "body { background: light-dark(#fff, #10151c); color-scheme: light dark; margin: 1rem; }"
     start = (
@@ -273,7 +274,7 @@ def test_a_heat_cell_says_its_value_interval_and_kind(page, folder):
         (0, 0): "+0.900 [+0.800, +1.000]",
         (0, 1): "-0.800 [-0.900, -0.700]",
         (0, 2): "+0.050 [-0.050, +0.150]95 % interval covers 0",
-        (0, 3): f"not tested{PAYLOADS[1]}",
+        (0, 3): f"not run: exactly 0{PAYLOADS[1]}",
     }
     for (row, column), words in expected.items():
         page.hover(*heat_spot(page, 1, row, column))
@@ -281,6 +282,8 @@ def test_a_heat_cell_says_its_value_interval_and_kind(page, folder):
         assert text == f"Layer 1, L.H{row}, position {'abcd'[column]}{words}"
     page.hover(*heat_spot(page, 1, 1, 4))
     assert page.evaluate("document.querySelector('.hg-tip').hidden")
+    keys = page.evaluate("[...document.querySelectorAll('.hg-key')].map((key) => key.textContent)")
+    assert keys == ["95 % interval covers 0", "not run: exactly 0"]
     assert page.evaluate("window.hits") == []
 
 

@@ -31,6 +31,7 @@ def test_the_grid_has_the_last_depth_on_top_and_hatches_what_is_not_asked(view, 
     sent = heat(view(solved_store, "lens", run="solved", step=0))
     assert sent["steps"] == [0, LAST] and sent["frame"] == 0
     (panel,) = sent["panels"]
+    assert sent["hatched"] == "the task does not ask for the next token there" and not panel["reasons"]
     assert panel["rows"] == ["L1", "L1 attention", "L0", "L0 attention", "embed"]
     kinds = np.frombuffer(base64.b64decode(panel["frames"][1]["kinds"]), np.uint8).reshape(5, -1)
     asked = [name in ("EoI", "s1", "s2", "s3", "s4") for name in panel["columns"]]

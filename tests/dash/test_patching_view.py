@@ -64,6 +64,19 @@ def test_the_heatmap_has_a_frame_for_each_patched_checkpoint_and_says_how_it_was
     assert any("last layer" in words for words in panel["reasons"].values())
 
 
+def test_a_patch_that_cannot_change_anything_is_an_effect_of_zero_as_on_the_page_of_the_command(view, solved_store):
+    place = 5  # the last layer writes to positions that no answer is read at
+    app = view(solved_store, "patching", run="solved", t=2, component="L1.H0", place=place, step=LAST)
+    sent, seen = heat(app), text(app).replace("\\", "")
+    assert sent["hatched"] == "not run: exactly 0" and "ested" not in sent["note"]
+    assert "checkpoint 13,750: not run: exactly 0 (" in seen and "not tested" not in seen
+    run = solved_store.run("solved")
+    stored = next(one for one in stored_patches(run) if one.step == LAST)
+    assert stored.arrays(run)["value.t2"][1, place] == 0
+    figure = (run.path / "analysis" / f"{stored.key}.svg").read_text(encoding="utf-8")
+    assert sent["hatched"] in figure
+
+
 @pytest.mark.parametrize(
     "address", [{"t": 3, "step": 0}, {"t": 1, "step": LAST}, {"layout": "steps", "component": "L1.H0", "step": 0}]
 )

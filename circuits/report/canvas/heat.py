@@ -1,7 +1,7 @@
 """Turns tables of signed effects with intervals into the data that the heat grid draws.
 
-A cell is an effect, neutral (its interval covers zero), not tested (hatched), or absent. Values travel as exact
-32-bit floats. Loads no torch.
+A cell is an effect, neutral (its interval covers zero), hatched (not measured, for a reason that the table names), or
+absent. Values travel as exact 32-bit floats. Loads no torch.
 """
 
 import base64
@@ -21,8 +21,8 @@ class HeatPanel:
     Args:
         values: [row column], or [frame row column] with one frame per checkpoint; NaN where there is no such cell.
         low, high: interval of each value, same shape; a cell whose interval covers 0 is drawn neutral.
-        tested: same shape; False is drawn hatched, "not tested".
-        reasons: (row, column) -> words shown with that cell, for example why it was not tested.
+        tested: same shape; False is drawn hatched, in the words of `heat_data(hatched=...)`.
+        reasons: (row, column) -> words shown with that cell, for example why it was not run.
     """
 
     title: str
@@ -54,6 +54,7 @@ def heat_data(
     metric: str,
     raises: str,
     lowers: str,
+    hatched: str = "not tested",
     note: str = "",
     steps: Sequence[int] | None = None,
     step: int | None = None,
@@ -64,6 +65,7 @@ def heat_data(
     Args:
         metric: what an effect is, in words, with its direction ("logit difference, patched minus clean").
         raises, lowers: what a positive and a negative effect means, two or three words each.
+        hatched: what a hatched cell is, in the legend and beside the cell.
         note: ablation, pair family and n, shown under the metric.
         steps: training steps of the frames; a slider is shown when there is more than one.
         selected: (panel, row, column) that is outlined.
@@ -81,6 +83,7 @@ def heat_data(
         "metric": metric,
         "raises": raises,
         "lowers": lowers,
+        "hatched": hatched,
         "note": note,
         "scale": float(max(effects, default=0.0)) or 1.0,
         "steps": known or None,

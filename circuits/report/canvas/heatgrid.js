@@ -7,7 +7,7 @@ const HeatGrid = (() => {
   const { el, clamp, short } = AttnDraw;
   const { decode } = AttnData;
   const [EFFECT, NEUTRAL, SKIPPED, NONE] = [0, 1, 2, 3];
-  const KIND_WORDS = ["", "95 % interval covers 0", "not tested", "no such cell"];
+  const KIND_WORDS = ["", "95 % interval covers 0", "", "no such cell"];
   const [ROW, FAINTEST, WIDEST, NARROWEST, LETTER] = [20, 0.1, 40, 5, 6.7];
   const HINT = "Arrow keys move the cell, Enter picks it.";
 
@@ -49,7 +49,7 @@ const HeatGrid = (() => {
     }
 
     legend() {
-      const { metric, raises, lowers, scale, note } = this.data;
+      const { metric, raises, lowers, hatched, scale, note } = this.data;
       const root = el("div", "hg-legend");
       this.ramp = el("canvas", "hg-ramp", null, { width: "201", height: "1", "aria-hidden": "true" });
       const ends = el("div", "hg-ends");
@@ -58,7 +58,7 @@ const HeatGrid = (() => {
       const bar = el("div", "hg-bar");
       bar.append(this.ramp, ends);
       const keys = el("div", "hg-keys");
-      for (const [name, meaning] of [["flat", "95 % interval covers 0"], ["hatch", "not tested"]]) {
+      for (const [name, meaning] of [["flat", "95 % interval covers 0"], ["hatch", hatched]]) {
         const key = el("span", "hg-key", meaning);
         key.prepend(el("i", `hg-swatch hg-${name}`));
         keys.append(key);
@@ -201,7 +201,8 @@ const HeatGrid = (() => {
         const bounds = low && high ? ` [${decimal(low[at])}, ${decimal(high[at])}]` : "";
         lines.push(`${decimal(values[at])}${bounds}`);
       }
-      if (KIND_WORDS[kinds[at]]) lines.push(KIND_WORDS[kinds[at]]);
+      const kind = kinds[at] === SKIPPED ? this.data.hatched : KIND_WORDS[kinds[at]];
+      if (kind) lines.push(kind);
       const reason = one.reasons && one.reasons[`${row},${column}`];
       if (reason) lines.push(reason);
       return lines;
