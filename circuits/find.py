@@ -115,6 +115,7 @@ def find_circuit(
     for name, ranking in course.rankings.items():
         tell(f"smallest circuit by {name}", 0, 1)
         found = smallest(problem, ranking.scores, target, keeping)
+        tell(f"smallest circuit by {name}", 1, 1)
         if found is not None:
             circuits[name] = joined(problem, found)
     empty = torch.zeros_like(problem.live)

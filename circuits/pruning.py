@@ -135,6 +135,7 @@ def removed(
             blocks *= 4 if after is None else 2  # where no piece can go, half of one seldom can
         kept = kept if after is None else after
         tell("removing edges", min(keeping.spent - start, most), most)
+    tell("removing edges", most, most)  # it often ends before its allowance does
     return kept, futile == count
 
 

@@ -1,4 +1,4 @@
-"""Live display of a training on stderr: step, loss, accuracy, tracked scores and time left."""
+"""Progress on stderr, as bars on a terminal and as a line every 10 s elsewhere: of a training, and of counted work."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from interp.train import Progress
 
 PLAIN_SECONDS = 10.0
+Tell = Callable[[str, int, int], None]  # (what, done, of)
 
 
 class Smoothed:
@@ -87,3 +88,64 @@ def counting_display(what: str, total: int) -> Iterator[Callable[[str], None]]:
         note(f"{what} {done} of {total}: {text}")
 
     yield show
+
+
+class Counted:
+    """The counted work that is going on, the outermost first, as what -> (done, of).
+
+    Work ends where it is complete, and with it what was begun after it; what was begun inside other work also ends
+    where that goes on to its next piece.
+    """
+
+    def __init__(self) -> None:
+        self.rows: dict[str, tuple[int, int]] = {}
+
+    def update(self, what: str, done: int, of: int) -> list[str]:
+        """Book one piece of news; names of the work that ended."""
+        names = list(self.rows)
+        inner = names[names.index(what) + 1 :] if what in self.rows else []
+        ended = [*inner, *([what] if done >= of else [])]
+        self.rows[what] = (done, of)
+        for name in ended:
+            self.rows.pop(name)
+        return ended
+
+    def words(self) -> str:
+        """What is going on, in one line."""
+        return "; ".join(f"{what} {done:,} of {of:,}" for what, (done, of) in self.rows.items())
+
+
+@contextmanager
+def counter() -> Iterator[Tell]:
+    """A function that is told of counted work: bars that vanish when complete, or a line every 10 s; on stderr only."""
+    if not err().is_terminal:
+        yield _counted_lines()
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err(), transient=True) as bar:
+        counted, bars = Counted(), {}
+
+        def tell(what: str, done: int, of: int) -> None:
+            if what not in bars:
+                bars[what] = bar.add_task(what, total=of)
+            bar.update(bars[what], completed=done, total=of)
+            for name in counted.update(what, done, of):
+                bar.remove_task(bars.pop(name))
+
+        yield tell
+
+
+def _counted_lines() -> Tell:
+    """Lines at least 10 s apart; work that is over before that says nothing."""
+    last, counted = time.monotonic(), Counted()
+
+    def tell(what: str, done: int, of: int) -> None:
+        nonlocal last
+        counted.update(what, done, of)
+        if counted.rows and time.monotonic() - last >= PLAIN_SECONDS:
+            last = time.monotonic()
+            note(counted.words())
+
+    return tell
