@@ -1,8 +1,6 @@
 """The commands `interp detect`, `interp report` and `interp demo`, with those of other files mounted beside them."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from shutil import which
 from typing import TYPE_CHECKING, Annotated
@@ -15,7 +13,7 @@ from circuits.cli_heads import heads
 from circuits.patch_command.cli import patch
 
 if TYPE_CHECKING:
-    from circuits.detect import Tell
+    from interp.run import Run
 
 StoreOption = Annotated[Path, typer.Option(help="Folder that holds the runs.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
@@ -46,6 +44,7 @@ def detect(
     from circuits.detectors.iteration_head import Options
     from circuits.outputs import DetectOutput
     from interp.console import print_json
+    from interp.progress import counter
 
     torch.set_num_threads(threads)
     options = Options(seed=seed, n_null=null)
@@ -54,7 +53,7 @@ def detect(
             opened, detector=detector, step=step, every_checkpoint=follow, options=options, tell=tell, fresh=fresh
         )
     if as_json:
-        print_json(DetectOutput(run=run, detection=found.detection, emergence=found.emergence))
+        print_json(DetectOutput(run=opened.name, detection=found.detection, emergence=found.emergence))
     else:
         show_detection(found.detection, found.emergence)
 
@@ -76,6 +75,7 @@ def make(
     from circuits.report.build import build_report
     from circuits.report.render import write_report
     from interp.console import print_json, say
+    from interp.progress import counter
 
     torch.set_num_threads(threads)
     with counter() as tell:
@@ -83,7 +83,7 @@ def make(
     files = {kind: str(path) for kind, path in write_report(report, output or opened.path / "report").items()}
     if as_json:
         claim, digest = report.claim, report.content_hash
-        print_json(ReportOutput(run=run, verdict=report.verdict, claim=claim, content_hash=digest, files=files))
+        print_json(ReportOutput(run=opened.name, verdict=report.verdict, claim=claim, content_hash=digest, files=files))
     else:
         say(report.claim)
         for path in files.values():
@@ -102,6 +102,7 @@ def verify(
     from circuits.outputs import VerifyOutput
     from circuits.report.verify import verify as check
     from interp.console import print_json
+    from interp.progress import counter
 
     again = None
     if rerun:
@@ -145,7 +146,8 @@ def circuit_page(
     from interp.console import print_json, say
 
     of_folder = stored.holds_circuits(Path(run))
-    shelf = stored.shelf_of_folder(Path(run)) if of_folder else stored.shelf_of_run(open_run(store, run))
+    reads = "this command reads runs trained here, or the folder that interp circuit -o wrote: give that"
+    shelf = stored.shelf_of_folder(Path(run)) if of_folder else stored.shelf_of_run(open_run(store, run, reads))
     main = stored.stored_circuit(shelf, step, positions)
     files = {kind: str(path) for kind, path in stored.write_circuit_page(shelf, main, output).items()}
     verdict, headline = main.data["verdict"], main.data["headline"]
@@ -167,10 +169,10 @@ def demo(
     seed: Annotated[int, typer.Option(min=0, help="Seed; success is a property of the seed.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a model, find its iteration heads, prove them and write the report: about two minutes on one core."""
+    """Train a model, find its iteration heads, show that it uses them and write the report: two minutes on one core."""
     from circuits.demo import run_demo
     from interp.console import note, print_json, say
-    from interp.progress import training_display
+    from interp.progress import counter, training_display
 
     with training_display(name) as progress, counter() as tell:
         result = run_demo(store, name, seed, progress=progress, tell=tell, say=note)
@@ -212,27 +214,12 @@ def _which(checkpoints: str) -> tuple[int | None, bool]:
     return int(checkpoints), False
 
 
-def open_run(store: Path, name: str):
-    """The run, before anything heavy is imported, so that a wrong name answers at once."""
-    from interp.run import Store
+def open_run(store: Path, name: str, reads: str | None = None) -> "Run":
+    """The run, before anything heavy is imported, so that a wrong name answers at once.
 
-    return Store(store).run(name)
+    Args:
+        reads: what the command reads, where that is not runs alone.
+    """
+    from interp.given_run import TRAINED, given_run
 
-
-@contextmanager
-def counter() -> "Iterator[Tell]":
-    """A progress bar on stderr for counted work; silent where stderr is no terminal."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from interp.console import err
-
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=err(), transient=True, disable=not err().is_terminal) as bar:
-        rows: dict[str, int] = {}
-
-        def tell(what: str, done: int, of: int) -> None:
-            if what not in rows:
-                rows[what] = bar.add_task(what, total=of)
-            bar.update(rows[what], completed=done, total=of)
-
-        yield tell
+    return given_run(store, name, reads or f"this command {TRAINED}")

@@ -78,8 +78,8 @@ def circuit(
     given = Given.of(context)
     run = _run_named(model, store, "store" in given.names)
     require_used(given, model, None if run is None else run.name, pairs, checkpoints)
-    from circuits.cli import counter
     from circuits.find import Settings
+    from interp.progress import counter
     from interp.registry import names
 
     if method not in ("auto", *names("search")):
@@ -132,14 +132,15 @@ def _run_named(model: str, store: Path, in_store: bool) -> "Run | None":
     Args:
         in_store: the store was given, so that a name is that of a run in it, whatever else has that name here.
     """
+    from interp.given_run import is_run, model_named
     from interp.run import Store
 
     path = Path(model)
     if in_store and len(path.parts) == 1 and (store / model).is_dir():
         return Store(store).run(model)
-    if (path / "config.json").is_file() and (path / "checkpoints").is_dir():
+    if is_run(path):
         return Store(path.parent).run(path.name)
-    return None if path.exists() or len(path.parts) > 1 else Store(store).run(model)
+    return None if path.exists() or len(path.parts) > 1 else model_named(store, model)
 
 
 def _of_run(run: "Run", request: "Request", course: _Course) -> None:

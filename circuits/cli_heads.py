@@ -45,12 +45,12 @@ def heads(
         raise UsageError(f"--bos {bos!r}: expected auto, none or a token id such as 50256")
     import torch
 
-    from circuits.cli import counter
     from circuits.heads.detect import HeadOptions, HeadOrigin, detect_heads
     from circuits.heads.text import show_heads
     from circuits.outputs import HeadsOutput
     from interp.adapters.opening import open_model
     from interp.console import print_json
+    from interp.progress import counter
 
     torch.set_num_threads(threads)
     opened = open_model(_place(path, store), step=step)

@@ -31,11 +31,17 @@ class UnknownName(UsageError):
     """A task, detector, run or other name that does not exist; the message suggests the nearest one."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str]):
-        known = sorted(known)
+        known = sorted(known, key=_order)
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known) or 'none yet'}"
         super().__init__(f"unknown {kind} {name!r}; {hint}")
         self.kind, self.name, self.known = kind, name, tuple(known)
+
+
+def _order(name: str) -> tuple[bool, int, str]:
+    """Words by letters, then steps by size."""
+    number = name.isascii() and name.isdecimal()
+    return number, int(name) if number else 0, name
 
 
 class RunNameError(UsageError):

@@ -1,7 +1,5 @@
 """The command `interp probe`, with `interp patterns` mounted beside it."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +9,6 @@ from probes.cli_patterns import patterns
 
 if TYPE_CHECKING:
     from probes.outputs import EmbeddingSummary, LensSummary, ProbeOutput
-    from probes.run_probes import Tell
 
 
 def probe(
@@ -31,13 +28,14 @@ def probe(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Look into the checkpoints of a run: what each layer would answer, and where the embeddings move."""
-    from interp.run import Store
+    from interp.given_run import dash_line, given_run
 
     kinds = wanted(what)
-    opened = Store(store).run(run)
+    opened = given_run(store, run)
     import torch
 
     from interp.console import print_json
+    from interp.progress import counter
     from probes.run_probes import LensProbes, embedding_run, lens_run, steps_of
     from probes.summary import output_of
 
@@ -51,7 +49,7 @@ def probe(
     if as_json:
         print_json(output)
     else:
-        show(output)
+        show(output, dash_line(opened, store))
 
 
 COMMANDS = {"probe": probe, "patterns": patterns}
@@ -73,15 +71,15 @@ def wanted(what: str) -> list[str]:
     return words
 
 
-def show(output: "ProbeOutput") -> None:
-    """Tables, and the next step."""
+def show(output: "ProbeOutput", see: str) -> None:
+    """Tables, and the command that shows what was stored."""
     from interp.console import say
 
     if output.lens is not None:
         _show_lens(output.lens)
     if output.embedding is not None:
         _show_embedding(output.embedding)
-    say("stored in the run; see it: interp dash")
+    say(f"stored in the run; see it: {see}")
 
 
 def _show_lens(lens: "LensSummary") -> None:
@@ -105,22 +103,3 @@ def _show_embedding(embedding: "EmbeddingSummary") -> None:
         say(
             f"{one.what}: the plane shows {last} of the variance of {one.n} {one.what}, {first} at the first checkpoint"
         )
-
-
-@contextmanager
-def counter() -> "Iterator[Tell]":
-    """A progress bar on stderr for counted work; silent where stderr is no terminal."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from interp.console import err
-
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=err(), transient=True, disable=not err().is_terminal) as bar:
-        rows: dict[str, int] = {}
-
-        def tell(what: str, done: int, of: int) -> None:
-            if what not in rows:
-                rows[what] = bar.add_task(what, total=of)
-            bar.update(rows[what], completed=done, total=of)
-
-        yield tell

@@ -14,13 +14,13 @@ def patterns(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Store attention patterns of fixed held-out sequences at every checkpoint, for the dashboard to show."""
-    from interp.run import Store
+    from interp.given_run import dash_line, given_run
 
-    opened = Store(store).run(run)
+    opened = given_run(store, run)
     import torch
 
     from interp.console import print_json, say
-    from probes.cli import counter
+    from interp.progress import counter
     from probes.patterns_compute import store_patterns
     from probes.patterns_store import PatternsOutput
 
@@ -29,8 +29,8 @@ def patterns(
         done = store_patterns(opened, fresh=fresh, tell=tell)
     labels = [prompt.label for prompt in done.prompts]
     if as_json:
-        print_json(PatternsOutput(run=run, computed=done.computed, kept=done.kept, prompts=labels))
+        print_json(PatternsOutput(run=opened.name, computed=done.computed, kept=done.kept, prompts=labels))
         return
     computed, kept = len(done.computed), len(done.kept)
     say(f"attention patterns of {len(labels)} sequences: {computed} checkpoints computed, {kept} were stored")
-    say(f"see them: interp dash {run} --store {store}")
+    say(f"see them: {dash_line(opened, store)}")

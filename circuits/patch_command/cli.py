@@ -74,7 +74,7 @@ def patch(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Patch every head, layer, neuron or edge of a run, exactly; write the effects as table and heatmap."""
-    from circuits.cli import counter, open_run
+    from circuits.cli import open_run
     from circuits.patch_command.request import request
 
     options = {"site": site, "pairs": pairs, "length": length, "t": step, "ablation": ablation, "direction": direction}
@@ -90,6 +90,7 @@ def patch(
     from circuits.patch_command.text import show_patches, show_plan
     from interp.console import print_json
     from interp.errors import Interrupted
+    from interp.progress import counter
     from interp.run import ANALYSIS
 
     torch.set_num_threads(threads)
