@@ -8,12 +8,13 @@ from rich.text import Text
 from circuits.cli_text import estimate
 from circuits.discovery_result import CurvePoint, DiscoveryFile
 from circuits.outputs import CircuitOutput
-from circuits.trajectory import Trajectory
+from circuits.trajectory import Trajectory, TrajectoryPoint
 from interp.console import out, say, visible
+from probes.percent import counted, percent, percents
 
 TOP_EDGES = 25
 SHADES = " ▁▂▃▄▅▆▇█"
-SHORT = {"no behaviour to explain": "no behaviour"}
+SHORT = {"no behaviour to explain": "no behaviour", "no faithful circuit": "no circuit"}
 BARS = 40  # of a curve
 REACHED = (0.5, 0.9, 0.95)  # shares of the metric whose smallest size is named
 
@@ -94,7 +95,8 @@ def _controls(found: DiscoveryFile) -> Table:
     table = Table("control", "n", "mean kept", "largest", "matched", "shared", "p", "what", title="Controls, same size")
     for row in found.controls:
         cells = [row.name, str(row.n), *(_share(v) for v in (row.mean, row.largest, row.matched, row.shared))]
-        table.add_row(*cells, "-" if row.p_value is None else f"{row.p_value:.3g}", Text(visible(row.what)))
+        told_p = row.p_value is not None and not row.only_itself
+        table.add_row(*cells, f"{row.p_value:.3g}" if told_p else "–", Text(visible(row.described)))
     return table
 
 
@@ -119,20 +121,20 @@ def _edges(found: DiscoveryFile) -> Table:
 def show_trajectory(output: CircuitOutput) -> None:
     """One row per checkpoint, then births and deaths of edges."""
     story = output.trajectory
-    columns = ("step", "verdict", "accuracy", "edges", "metric kept", "overlap", "halves", "changed")
-    table = Table(*columns, title=visible(output.model))
-    for point in story.points:
-        kept = "-" if point.retained is None else f"{point.retained.value:.3f}"
-        edges = f"{point.n_kept} of {point.n_live}" if point.n_live else "-"
+    columns = ("step", "verdict", "answers right %", "edges", "metric kept %", "overlap", "band", "changed")
+    table = Table(*columns, title=_title(output.model, story.points))
+    for point, band in zip(story.points, story.bands(), strict=True):
+        right = point.accuracy_interval
+        right = percent(point.accuracy) if right is None else percents(right.value, right.low, right.high)
+        kept = point.retained
+        kept = "-" if kept is None else percents(kept.value, kept.low, kept.high, 1)
+        edges = f"{point.n_kept}/{point.n_live}" if point.n_live else "-"
         changed = {True: "yes", False: "no", None: "-"}[point.changed]
-        halves = (_number(point.overlap), _number(point.split_half))
         verdict = SHORT.get(point.verdict, point.verdict)
-        table.add_row(f"{point.step:,}", verdict, f"{point.accuracy:.3f}", edges, kept, *halves, changed)
+        table.add_row(f"{point.step:,}", verdict, right, edges, kept, _number(point.overlap), _number(band), changed)
     out().print(table)
-    told(
-        "overlap: share of the edges of this and the last checkpoint's circuit that both hold; halves: the same of two "
-        "halves of the prompts here, which is what chance alone changes"
-    )
+    for text in LEGEND:
+        told(text)
     for one in story.failed:
         told(f"step {one.step:,} failed: {one.reason}")
     if story.emerged is None:
@@ -141,6 +143,28 @@ def show_trajectory(output: CircuitOutput) -> None:
         told(f"circuit from step {story.emerged:,} on, three checkpoints in a row")
     told(story.note)
     _lives(story)
+
+
+LEGEND = (
+    "answers right: of the model, each read position by itself, such as one state of a task's sequence; interp train "
+    "and interp detect count whole sequences, at the worst length",
+    "edges: kept of live ones; overlap: share of the edges of this and the last checkpoint's circuit that both hold",
+    "band: what overlap is compared with, the lower of two numbers, of this checkpoint and of the one before; each is "
+    "the overlap of the circuits of two halves of the prompts, from one random division; changed: overlap is below it. "
+    "None of them has an interval",
+)
+
+
+def _title(model: str, points: Sequence[TrajectoryPoint]) -> str:
+    """Name of the model, what the brackets are, and n where the stored points have it."""
+    right = [point.accuracy_interval.n for point in points if point.accuracy_interval is not None]
+    kept = [point.retained.n for point in points if point.retained is not None]
+    parts = [
+        f"{name}: {level} % intervals, {counted(ns)}"
+        for name, level, ns in (("answers", 99.9, right), ("metric", 95, kept))
+        if ns
+    ]
+    return visible(f"{model}, on held-out sequences ({'; '.join(parts)})" if parts else model)
 
 
 def _lives(story: Trajectory) -> None:
@@ -164,4 +188,4 @@ def _share(value: float | None) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+    return "-" if value is None else f"{value:.3f}"

@@ -25,13 +25,19 @@ class TrajectoryPoint(Frozen):
     n_kept: int
     n_live: int
     retained: Interval | None
-    accuracy: float
+    accuracy: float = Field(description="share of single answers that are right, not of whole sequences")
+    accuracy_interval: Interval | None = Field(
+        None, description="the same with the 99.9 % interval of the gate; null in files from before it was kept"
+    )
     overlap: float | None = Field(
         description="Jaccard overlap with the circuit, or candidate, before; null: one of them is missing"
     )
-    split_half: float | None = Field(description="overlap of two halves of the prompts at this checkpoint")
+    split_half: float | None = Field(
+        description="overlap of the circuits of two halves of the prompts at this checkpoint, from one random division"
+    )
     changed: bool | None = Field(
-        description="overlap below that of the halves here and before; null: cannot be said, as of a candidate"
+        description="overlap below the band, which is the lower split_half of this checkpoint and the one before; "
+        "null: cannot be said, as of a candidate"
     )
 
 
@@ -66,6 +72,17 @@ class Trajectory(Frozen):
     note: str
     failed: list[FailedStep] = Field(default_factory=list, description="checkpoints left out, which end every row")
 
+    def bands(self) -> list[float | None]:
+        """What the overlap of each point was compared with: the lower split_half of it and of the point before.
+
+        None where nothing is said about change.
+        """
+        before = [None, *self.points]
+        return [
+            None if here.changed is None else min(here.split_half, last.split_half)
+            for last, here in zip(before, self.points, strict=False)
+        ]
+
 
 def trajectory(
     steps: Sequence[int], found: Sequence[DiscoveryFile | None], failed: Mapping[int, str] | None = None
@@ -77,8 +94,9 @@ def trajectory(
     without it: those that pass and whose circuit lacks it, and those without behaviour. A candidate, a search without
     a faithful circuit and a checkpoint that failed speak neither for an edge nor against it, and end either row.
 
-    A change between two checkpoints that pass counts only where their overlap is below the overlap of circuits
-    searched on two halves of the prompts at either: what lies inside that band is chance.
+    A change between two checkpoints that pass counts only where their overlap is below a band: the lower of two
+    overlaps, each of circuits searched on two halves of the prompts, at this checkpoint and at the one before. Each
+    comes from one random division, so that in a small circuit one edge can decide.
 
     Args:
         found: one for each step; None where the checkpoint could not be looked at.
@@ -119,6 +137,7 @@ def _point(
         n_live=one.n_live,
         retained=None if one.faithfulness is None else one.faithfulness.retained,
         accuracy=one.gate.accuracy.value,
+        accuracy_interval=one.gate.accuracy,
         overlap=same,
         split_half=one.split_half,
         changed=same < min(halves) if known else None,
@@ -126,13 +145,20 @@ def _point(
 
 
 def _note(points: Sequence[TrajectoryPoint]) -> str:
+    """How many steps changed, and how many might without any change.
+
+    An overlap that is exchangeable with the two of halves that it is compared with is below both of them with a
+    probability of at most a third. Steps that share halves depend on each other, which leaves the mean as it is.
+    """
     churn = sum(point.changed is True for point in points)
     compared = sum(point.changed is not None for point in points)
-    if compared:
-        return (
-            f"{churn} of {compared} steps from one circuit to the next change more than two halves of the prompts do."
-        )
-    return "No two neighbouring checkpoints both have the verdict 'circuit', so nothing is said about change."
+    if not compared:
+        return "No two neighbouring checkpoints both have the verdict 'circuit', so nothing is said about change."
+    return (
+        f"{churn} of {compared} steps from one circuit to the next changed: overlap below the band. Chance alone gives "
+        f"at most a third of them, {compared / 3:.1f} on average, if whole searches vary like those on halves of the "
+        "prompts. It gives fewer if they vary less, which is likely with twice the prompts; how many is not known."
+    )
 
 
 def tracked(

@@ -80,12 +80,12 @@ def controls(found: "DiscoveryFile") -> Grid:
     rows = [
         (
             row.name + (" (the claim rests on it)" if row.headline else ""),
-            row.what,
+            row.described,
             count(row.n),
             _share(row.mean),
             _share(row.largest),
             _share(row.matched),
-            DASH if row.p_value is None else probability(row.p_value),
+            DASH if row.p_value is None or row.only_itself else probability(row.p_value),
         )
         for row in found.controls
     ]
@@ -195,7 +195,9 @@ def stability(found: "DiscoveryFile") -> list[str]:
         )
     if found.split_half is not None:
         said.append(
-            f"Circuits of two halves of the prompts overlap by {decimal(found.split_half)}: what chance changes."
+            f"Circuits searched on two halves of the prompts overlap (Jaccard) by {decimal(found.split_half)}, in one "
+            "random division, so without an interval. So far do two searches of this model, on half the prompts each, "
+            "agree."
         )
     return said
 
@@ -206,17 +208,24 @@ def story_table(story: "Trajectory") -> Grid:
         (
             count(point.step),
             point.verdict,
-            decimal(point.accuracy),
+            decimal(point.accuracy) if point.accuracy_interval is None else estimate(point.accuracy_interval),
             f"{count(point.n_kept)} of {count(point.n_live)}" if point.n_live else DASH,
-            DASH if point.retained is None else f"{decimal(point.retained.value)} {bounds(point.retained)}",
+            estimate(point.retained),
             DASH if point.overlap is None else decimal(point.overlap),
             DASH if point.split_half is None else decimal(point.split_half),
+            DASH if band is None else decimal(band),
             {True: "yes", False: "no", None: DASH}[point.changed],
         )
-        for point in story.points
+        for point, band in zip(story.points, story.bands(), strict=True)
     ]
-    names = ("step", "verdict", "accuracy", "edges", "metric kept", "overlap before", "two halves", "changed")
-    return Grid(story.note, names, tuple(rows))
+    caption = (
+        f"{story.note} Answers right counts each read position by itself, such as one state of a task\u2019s sequence "
+        "(99.9 % intervals); metric kept is that of the circuit (95 % intervals). Overlap (Jaccard) is that with the "
+        "circuit before; two halves is that of circuits searched on two halves of the prompts, in one random division; "
+        "the band is the lower of the halves here and before. These three have no interval."
+    )
+    names = ("step", "verdict", "answers right", "edges", "metric kept", "overlap", "two halves", "band", "changed")
+    return Grid(caption, names, tuple(rows))
 
 
 def lives(story: "Trajectory", most: int = 40) -> Grid:

@@ -16,6 +16,7 @@ from circuits.interchange.export import circuit_of_path
 from circuits.outputs import CircuitReportOutput
 from circuits.report.circuit_page import MOST_DRAWINGS, Background, chosen, render_circuit_page
 from circuits.report.circuit_stored import fellows, shelf_of_run, stored_circuit
+from circuits.report.circuit_tables import stability, story_table
 from circuits.stored import StoredCircuit, discovery_payload, stored_circuits
 from circuits.trajectory import trajectory
 from interp.cli import main
@@ -152,6 +153,16 @@ def test_checkpoints_share_a_scale_and_show_what_the_others_keep():
     assert "step 128" in words
     assert "No three checkpoints in a row have the verdict circuit." in words
     assert "2 of 45 edges keep 0.970 [0.960, 0.980]" in words
+
+
+def test_the_table_of_checkpoints_has_the_band_and_n_beside_shares():
+    found, _ = series()
+    grid = story_table(trajectory([64, 128, 192], [found[1][1], found[2][1], found[2][1]]))
+    row = dict(zip(grid.columns, grid.rows[1], strict=True))
+    assert row["answers right"].startswith("1.000 [1.000, 1.000], n") and row["metric kept"].endswith("32")
+    assert (row["overlap"], row["two halves"], row["band"], row["changed"]) == ("0.667", "0.800", "0.800", "yes")
+    assert "each read position by itself" in grid.caption and "These three have no interval" in grid.caption
+    assert "what chance changes" not in " ".join(stability(found[2][1]))
 
 
 def test_many_checkpoints_are_thinned_evenly_with_both_ends():

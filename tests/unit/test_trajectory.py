@@ -80,7 +80,14 @@ def test_a_change_counts_only_below_the_overlap_of_two_halves():
     assert [point.changed for point in story.points] == [None, False, False], "inside the band"
     noisy = trajectory(STEPS[:3], [found((A, B, C), 0.9), found((A, B), 0.6), found((A,), 0.9)])
     assert [point.changed for point in noisy.points] == [None, False, True], "the wider band of the two counts"
-    assert "1 of 2" in noisy.note
+    assert "1 of 2" in noisy.note and "at most a third of them, 0.7 on average" in noisy.note
+    assert story.bands() == [None, 0.5, 0.5] and noisy.bands() == [None, 0.6, 0.6], "what overlaps were compared with"
+
+
+def test_the_band_of_a_step_does_not_depend_on_its_own_halves_alone():
+    story = trajectory(STEPS[:3], [found((A, B, C), 0.5), found((A, B), 1.0), found((A,), 1.0)])
+    assert [point.split_half for point in story.points] == [0.5, 1.0, 1.0] and story.bands() == [None, 0.5, 1.0]
+    assert [point.changed for point in story.points] == [None, False, True]
 
 
 def test_a_change_is_said_only_between_two_that_pass():
