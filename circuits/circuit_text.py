@@ -41,9 +41,9 @@ def show_discovery(output: CircuitOutput) -> None:
     if found.faithfulness is not None:
         _faithfulness(found)
     if found.controls:
-        out().print(_controls(found))
+        _controls(found)
     if found.tests:
-        out().print(_tests(found))
+        _tests(found)
     for role in found.roles:
         other = f" of {role.other}" if role.other else ""
         given = "" if role.given is None else f", {role.given:+.1%} with {role.other} out or through it"
@@ -91,21 +91,31 @@ def _curve(curve: Sequence[CurvePoint]) -> str:
     return said + (f" {reached}" if reached else "")
 
 
-def _controls(found: DiscoveryFile) -> Table:
-    table = Table("control", "n", "mean kept", "largest", "matched", "shared", "p", "what", title="Controls, same size")
+def _controls(found: DiscoveryFile) -> None:
+    """Numbers in a table that fits 80 columns, and below it what each control is."""
+    table = Table("control", "n", "mean kept", "largest", "matched", "shared", "p", title="Controls, same size")
     for row in found.controls:
         cells = [row.name, str(row.n), *(_share(v) for v in (row.mean, row.largest, row.matched, row.shared))]
         told_p = row.p_value is not None and not row.only_itself
-        table.add_row(*cells, f"{row.p_value:.3g}" if told_p else "–", Text(visible(row.described)))
-    return table
+        table.add_row(*cells, f"{row.p_value:.3g}" if told_p else "\u2013")
+    out().print(table)
+    told(
+        "n: circuits run; mean kept and largest: of the metric kept by them; matched: edges with a counterpart of the "
+        "same type; shared: edges of the found circuit that they hold too, both means over the n"
+    )
+    for row in found.controls:
+        told(f"{row.name}{' (the claim rests on it)' if row.headline else ''}: {row.described}")
 
 
-def _tests(found: DiscoveryFile) -> Table:
-    table = Table("test", "hypothesis", "statistic", "p", "n", "reading", title="Tests (Shi et al. 2024)")
+def _tests(found: DiscoveryFile) -> None:
+    """Numbers in a table, and below it what is asked and what the answer means."""
+    table = Table("test", "statistic", "p", "n", title="Tests (Shi et al. 2024)")
     for row in found.tests:
         p = "-" if row.p_value is None else f"{row.p_value:.3g}"
-        table.add_row(row.name, row.hypothesis, f"{row.statistic:.3g}", p, str(row.n), Text(visible(row.reading)))
-    return table
+        table.add_row(row.name, f"{row.statistic:.3g}", p, str(row.n))
+    out().print(table)
+    for row in found.tests:
+        told(f"{row.name}, null: {row.hypothesis}; {row.reading}")
 
 
 def _edges(found: DiscoveryFile) -> Table:

@@ -85,12 +85,18 @@ def controls(found: "DiscoveryFile") -> Grid:
             _share(row.mean),
             _share(row.largest),
             _share(row.matched),
+            _share(row.shared),
             DASH if row.p_value is None or row.only_itself else probability(row.p_value),
         )
         for row in found.controls
     ]
-    names = ("control", "what it is", "n", "mean kept", "largest", "matched by kind", "p")
-    return Grid("Share of the metric that other circuits of this size keep.", names, tuple(rows))
+    names = ("control", "what it is", "n", "mean kept", "largest", "matched by type", "shared", "p")
+    caption = (
+        "Share of the metric that other circuits of this size keep; n is how many were run. Matched is the share of "
+        "edges with a counterpart of the same type, shared that of the found circuit\u2019s edges which they hold too, "
+        "both means over the n."
+    )
+    return Grid(caption, names, tuple(rows))
 
 
 def tests(found: "DiscoveryFile") -> Grid:

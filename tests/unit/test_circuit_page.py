@@ -16,7 +16,7 @@ from circuits.interchange.export import circuit_of_path
 from circuits.outputs import CircuitReportOutput
 from circuits.report.circuit_page import MOST_DRAWINGS, Background, chosen, render_circuit_page
 from circuits.report.circuit_stored import fellows, shelf_of_run, stored_circuit
-from circuits.report.circuit_tables import stability, story_table
+from circuits.report.circuit_tables import controls, stability, story_table
 from circuits.stored import StoredCircuit, discovery_payload, stored_circuits
 from circuits.trajectory import trajectory
 from interp.cli import main
@@ -81,6 +81,13 @@ def test_the_page_has_every_part_of_a_discovery_with_its_numbers():
         assert part in words, part
     assert text.count('<svg xmlns="http://www.w3.org/2000/svg" class="circuit-graph"') == 1
     assert "Faithfulness by size" in text
+
+
+def test_the_page_prints_how_much_of_the_circuit_controls_hold():
+    found = discovery(LATE)
+    control = found.controls[0].model_copy(update={"shared": 0.789})
+    grid = controls(found.model_copy(update={"controls": [control]}))
+    assert dict(zip(grid.columns, grid.rows[0], strict=True))["shared"] == "78.9 %"
 
 
 def test_the_heading_is_short_and_the_headline_stands_below_it_as_it_is():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from circuits.circuit_text import show_trajectory
+from circuits.circuit_text import show_discovery, show_trajectory
 from circuits.outputs import CircuitOutput
 from circuits.trajectory import Trajectory, trajectory
 from tests.unit.small_circuits import circuit, discovery, interval
@@ -62,3 +62,27 @@ def test_a_trajectory_stored_without_intervals_is_still_shown(capsys, monkeypatc
 def test_nothing_is_cut(capsys, monkeypatch, columns):
     lines = shown(capsys, monkeypatch, trajectory([0, 10], [half(0.5, A, B), half(1.0, A, B)]), columns)
     assert "…" not in "".join(lines)
+
+
+LONG = "random unions of live paths, matched by sender kind, reader slot, both layers and offset"
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_each_control_and_test_is_one_row_with_its_words_below(capsys, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    found = discovery(circuit())
+    control = found.controls[0].model_copy(update={"what": LONG, "shared": 0.75, "matched": 1.0})
+    test = found.tests[0].model_copy(update={"hypothesis": "an edge " + "does nothing " * 12, "reading": "seen " * 30})
+    rows = {"controls": [control, control.model_copy(update={"name": "complement"})], "tests": [test]}
+    show_discovery(CircuitOutput(model="m", step=1, discovery=found.model_copy(update=rows), trajectory=None))
+    lines = capsys.readouterr().out.splitlines()
+    for name, last in (("random paths", "0.0099"), ("complement", "0.0099"), ("minimality", "15")):
+        (row,) = (line for line in lines if line.startswith(f"│ {name} "))
+        assert row.strip("│ ").endswith(last) and len(row) <= columns, "all of a row on one line"
+    words = " ".join(lines)
+    assert (
+        f"random paths (the claim rests on it): {LONG}" in words
+        and f"complement (the claim rests on it): {LONG}" in words
+    )
+    assert "minimality, null: an edge does nothing" in words and "…" not in words
+    assert " 75.0% " in words and "shared: edges of the found circuit that they hold too" in words
