@@ -91,6 +91,7 @@ class PatchStep(Part):
     base: Interval = Field(description="metric of the run that is patched into")
     source: Interval | None = Field(description="metric of the run that is patched from; null: an ablation")
     right: Interval = Field(description="share of prompts that the clean run answers right")
+    resolution: float = Field(description="effects of at most this size may be rounding; they count as 0")
 
 
 class PatchCheck(Part):
@@ -127,7 +128,7 @@ class PatchOutput(Output):
     steps: list[PatchStep]
     left_out: list[int] = Field(description="steps that have pairs and were not patched")
     without_pairs: dict[int, str] = Field(description="steps that have no pairs, and why")
-    top: list[PatchEffect] = Field(description="largest effects whose interval leaves zero out")
+    top: list[PatchEffect] = Field(description="largest effects that are resolved and whose interval leaves zero out")
     skipped: dict[str, int] = Field(description="effects that are exactly zero and were not run, by reason")
     check: PatchCheck | None
     key: str = Field(description="of the stored analysis, and stem of the files")

@@ -76,7 +76,8 @@ class Plan:
 
     def __str__(self) -> str:
         return (
-            f"{self.patches:,} patches in {len(self.chunks)} chunks of at most {self.rows:,} rows: "
+            f"{self.patches:,} patch{'es' * (self.patches != 1)} in {len(self.chunks)} "
+            f"chunk{'s' * (len(self.chunks) != 1)} of at most {self.rows:,} rows: "
             f"{self.flops / 1e9:,.2f} GFLOP ({self.naive_flops / max(1, self.flops):,.0f} times fewer than one forward "
             f"per patch), {self.bytes / 2**20:,.0f} MiB with the recorded runs; chunks may take "
             f"{self.budget / 2**20:,.0f} MiB" + ("" if self.seconds is None else f", about {self.seconds:,.1f} s")

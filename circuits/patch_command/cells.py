@@ -18,6 +18,9 @@ UNREACHED = "nothing that differs reaches the metric"
 METHOD = "bootstrap over prompts"
 AT_A_TIME = 4096  # effects whose resampled means are in memory together
 SHARED = ("logit-diff", "log-prob")  # metrics whose effects are told as shares of the whole difference
+# Resolution over the size of the metric: eight spacings of the format, as sums round many times; in the coarse
+# precisions one, as only products are coarse there.
+ROUNDING = {"fp64": 8 * 2.0**-52, "fp32": 8 * 2.0**-23, "tf32": 2.0**-10, "bf16": 2.0**-7}
 
 
 @dataclass(frozen=True)
@@ -26,9 +29,12 @@ class Cell:
 
     Attributes:
         pos: position; None where the patch acts on all of them.
+        effect: mean over prompts. One that is not resolved keeps its value, and its interval takes in the resolution.
         share: effect / (metric of the source run - metric of the base run), as a ratio of means; None where there is no
-            source run, where the two runs do not differ surely, and for clock pairs, whose donor answers neither.
+            source run, where the two runs do not differ surely, where the effect is not resolved, and for clock pairs,
+            whose donor answers neither.
         skipped: why the effect is exactly zero for every prompt and was not computed; empty if it was for some.
+        resolved: whether the effect is larger than `resolution`; what is not may be rounding and counts as 0.
     """
 
     t: int
@@ -38,11 +44,12 @@ class Cell:
     effect: Estimate
     share: Estimate | None
     skipped: str
+    resolved: bool = True
 
     @property
     def is_sure(self) -> bool:
-        """Whether the interval leaves zero out."""
-        return not self.skipped and not self.effect.low <= 0 <= self.effect.high
+        """Whether the effect is resolved and its interval leaves zero out."""
+        return not self.skipped and self.resolved and not self.effect.low <= 0 <= self.effect.high
 
 
 Cells = list[list[list[Cell]]]  # by step, component and place
@@ -53,8 +60,20 @@ def cells_of(found: RunPatches) -> Cells:
     return [_step_cells(found, step) for step in found.steps]
 
 
+def resolution(found: RunPatches, step: StepPatches) -> float:
+    """Largest size of an effect that rounding alone may give, in the unit of the metric; 0 for accuracy, which counts.
+
+    ROUNDING of the precision times the size of the metric: its largest absolute value in the base or the source run
+    over the prompts of the step, and at least 1, for a metric near 0 is still made of logits that are not.
+    """
+    if found.request.metric == "accuracy":
+        return 0.0
+    sizes = [float(run.abs().max()) for run in (step.base, step.source) if run is not None]
+    return ROUNDING[found.request.precision] * max(1.0, *sizes)
+
+
 def strongest(cells: Cells, count: int) -> list[Cell]:
-    """The patches with the largest effects among those whose interval leaves zero out."""
+    """The patches with the largest effects among those that are resolved and whose interval leaves zero out."""
     sure = [cell for step in cells for row in step for cell in row if cell.is_sure]
     return sorted(sure, key=lambda cell: -abs(cell.effect.value))[:count]
 
@@ -68,15 +87,22 @@ def _step_cells(found: RunPatches, step: StepPatches) -> list[list[Cell]]:
     whole = _whole_difference(found, step, drawn)
     shares = [None] * len(estimates) if whole is None else _estimates(effect, drawn, whole)
     reasons, width = _reasons(step, found.request.metric), len(step.places)
-    has_place = found.request.unit.endswith("position")
-    return [
-        [
-            Cell(step.t, name, at, place if has_place else None, estimates[i], shares[i], reasons[i])
-            for place, at in enumerate(step.places)
-            for i in [component * width + place]
-        ]
-        for component, name in enumerate(step.components)
-    ]
+    has_place, least = found.request.unit.endswith("position"), resolution(found, step)
+
+    def cell(component: int, place: int) -> Cell:
+        i, position = component * width + place, place if has_place else None
+        about = (step.t, step.components[component], step.places[place], position)
+        return _resolved(Cell(*about, estimates[i], shares[i], reasons[i]), least)
+
+    return [[cell(row, place) for place in range(width)] for row in range(len(step.components))]
+
+
+def _resolved(cell: Cell, least: float) -> Cell:
+    """The cell; where its effect may be rounding, with an interval that says so and without a share."""
+    if cell.skipped or abs(cell.effect.value) > least or not least:
+        return cell
+    wide = replace(cell.effect, low=min(cell.effect.low, -least), high=max(cell.effect.high, least))
+    return replace(cell, effect=wide, share=None, resolved=False)
 
 
 def _estimates(

@@ -10,7 +10,7 @@ import numpy as np
 
 from circuits.detectors.base import Interval
 from circuits.outputs import PatchCheck, PatchEffect, PatchOutput, PatchStep
-from circuits.patch_command.cells import Cell, Cells, of_runs, strongest
+from circuits.patch_command.cells import Cell, Cells, of_runs, resolution, strongest
 from circuits.patch_command.panels import panels_of
 from circuits.patch_command.run import RunPatches, StepPatches
 from circuits.patch_command.words import (
@@ -157,7 +157,9 @@ def reasons_of(cells: Cells) -> list[str]:
 
 def _step(found: RunPatches, step: StepPatches) -> PatchStep:
     runs = {name: _interval(one) for name, one in of_runs(found, [step]).items()}
-    return PatchStep(t=step.t, query=step.query, n=len(step.base), **({"source": None} | runs))
+    return PatchStep(
+        t=step.t, query=step.query, n=len(step.base), resolution=resolution(found, step), **({"source": None} | runs)
+    )
 
 
 def _effect(cell: Cell) -> PatchEffect:

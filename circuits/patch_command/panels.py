@@ -67,6 +67,7 @@ def _heat(cell: Cell) -> HeatCell:
     if cell.skipped:
         return HeatCell(0.0, f"{cell.component}, t={cell.t}: not run, exactly 0 ({cell.skipped})", "skipped")
     tip = f"{where}, t={cell.t}: {words(cell.effect)}, {sample(cell.effect.n)}"
+    tip += "" if cell.resolved else "; not resolved, counts as 0"
     tip += f"; {words(cell.share)} of the whole difference" if cell.share is not None else ""
     return HeatCell(cell.effect.value, tip, "effect" if cell.is_sure else "neutral")
 

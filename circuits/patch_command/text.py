@@ -34,8 +34,8 @@ def show_patches(found: RunPatches, cells: Cells, files: dict[str, str]) -> None
             largest_effects.add_row(*(Text(visible(cell)) for cell in row))
         out().print(largest_effects)
     else:
-        say("no effect whose 95 % interval leaves zero out")
-    for kind in ("html", "svg", "csv"):
+        say("no effect that is resolved and whose 95 % interval leaves zero out")
+    for kind in ("html", "svg", "csv", "json"):
         say(files[kind])
 
 
@@ -64,7 +64,7 @@ def show_panels(panels: Sequence[Panel], metric: str) -> None:
     if shown:
         say(
             f"cells: tenths of the largest effect, {decimal(scale)} ({metric}), or the sign alone below one tenth; "
-            "a dot: the 95 % interval covers 0; blank: not run, exactly 0"
+            "a dot: the 95 % interval covers 0, or not resolved; blank: not run, exactly 0"
         )
 
 

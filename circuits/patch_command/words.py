@@ -1,7 +1,7 @@
 """What is said about the patches of a run, in the same words on the terminal, in the page and in the figure."""
 
-from circuits.patch_command.cells import Cell, Cells, of_runs, strongest
-from circuits.patch_command.panels import left_out, words
+from circuits.patch_command.cells import Cell, Cells, of_runs, resolution, strongest
+from circuits.patch_command.panels import left_out, number, words
 from circuits.patch_command.planning import RunPlan
 from circuits.patch_command.run import EVERYWHERE, RunPatches
 from circuits.report.heatmap import Legend
@@ -47,6 +47,9 @@ def facts(found: RunPatches) -> list[tuple[str, str]]:
         ("Runs", "; ".join(f"{name} run {_estimate(runs[name])}" for name in ("base", "source") if name in runs)),
         ("Plan", f"{found.plan}; {request.precision}, {found.backend}"),
     ]
+    if least := max(resolution(found, step) for step in found.steps):
+        rounding = f"effects of at most {number(least)} may be rounding in {request.precision} and count as 0"
+        lines.append(("Resolution", rounding))
     if found.verification is not None:
         lines.append(("Check", str(found.verification)))
     return lines
@@ -79,7 +82,8 @@ def caption(found: RunPatches, cells: Cells) -> str:
 
 def legend(found: RunPatches) -> Legend:
     """What the colours of the heatmap mean."""
-    return Legend(f"change of: {METRICS[found.request.metric]}", "raises it", "lowers it")
+    neutral = "95 % interval covers 0" + (", or not resolved" if found.request.metric != "accuracy" else "")
+    return Legend(f"change of: {METRICS[found.request.metric]}", "raises it", "lowers it", neutral)
 
 
 def table(found: RunPatches, cells: Cells) -> tuple[list[str], list[list[str]]]:

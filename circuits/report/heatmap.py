@@ -41,11 +41,12 @@ class Panel:
 
 @dataclass(frozen=True)
 class Legend:
-    """What the colours mean: the metric, and which way a positive effect goes."""
+    """What the colours mean: the metric, which way a positive effect goes, and what a neutral cell is."""
 
     metric: str
     raises: str
     lowers: str
+    neutral: str = "95 % interval covers 0"
 
 
 def largest(panels: Sequence[Panel]) -> float:
@@ -181,7 +182,7 @@ def _legend(legend: Legend, scale: float) -> Markup:
     parts.append(text(22 * len(steps), y + 30, ends[1], "legend", "end"))
     x = 22 * len(steps) + 60
     parts.append(element("rect", x=x, y=y, width=21, height=14, class_="cell flat"))
-    parts.append(text(x + 28, y + 11, "95 % interval covers 0", "legend"))
+    parts.append(text(x + 28, y + 11, legend.neutral, "legend"))
     parts.append(element("rect", x=x, y=y + 20, width=21, height=14, class_="cell skipped", fill="url(#not-run)"))
     parts.append(text(x + 28, y + 31, "not run: exactly 0, with the reason in the tooltip", "legend"))
     return Markup("").join(parts)

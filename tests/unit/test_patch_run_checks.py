@@ -3,9 +3,12 @@
 import json
 
 import pytest
+import torch
 
 from circuits.outputs import OUTPUTS
 from circuits.patch_command import run as patch_run_module
+from circuits.patch_command.cells import cells_of, resolution
+from circuits.patch_command.panels import panels_of
 from circuits.patch_command.planning import plan_run
 from circuits.patch_command.request import UNITS, request
 from circuits.patch_command.run import RunPatches, patch_run
@@ -65,3 +68,29 @@ def test_the_option_plan_says_the_cost_and_writes_nothing(run, capsys, tmp_path)
     value = OUTPUTS["patch-plan"].model_validate(printed)
     assert (value.by, value.steps, value.site) == ("edge", [0, 1, 2], None)
     assert value.patches > 0 and value.naive_flops > value.flops
+
+
+@pytest.mark.parametrize("metric", ["logit-diff", "log-prob"])
+def test_rounding_is_no_effect_in_the_table_the_heatmap_or_the_arrays(run, metric):
+    exact, rounded = (patched(run, metric=metric, precision=precision) for precision in ("fp64", "fp32"))
+    noise = []
+    for step, true, cells in zip(rounded.steps, exact.steps, cells_of(rounded), strict=True):
+        least = resolution(rounded, step)
+        assert least == pytest.approx(8 * 2**-23 * max(1, *(float(v.abs().max()) for v in (step.base, step.source))))
+        assert float((step.effect.double() - true.effect).mean(0).abs().max()) < least / 4
+        noise += [cell for row in cells for cell in row if not cell.skipped and 0 < abs(cell.effect.value) <= least]
+    assert noise and not any(cell.is_sure or cell.share for cell in noise)
+    assert all(cell.effect.low < 0 < cell.effect.high for cell in noise)  # what the dashboard reads
+    tips = [heat for panel in panels_of(rounded, cells_of(rounded)) for row in panel.cells for heat in row if heat]
+    assert sum("not resolved" in heat.tip for heat in tips) >= len([c for c in noise if c.component == "L0.H0"]) > 0
+    assert all(heat.kind == "neutral" for heat in tips if "not resolved" in heat.tip)
+
+
+def test_a_small_effect_that_the_precision_resolves_still_counts(run):
+    found = patched(run, precision="fp32", t="2")
+    step = found.steps[0]
+    step.effect[:, 0, -1] = 3 * resolution(found, step) + torch.linspace(0, 1e-6, N)
+    cell = cells_of(found)[0][0][-1]
+    assert cell.is_sure and cell.resolved and 0 < cell.effect.value < 1e-4
+    step.effect[:, 0, -1] /= 6
+    assert not cells_of(found)[0][0][-1].is_sure
