@@ -6,7 +6,7 @@ from scipy.stats import binom, binomtest
 from torch import Tensor
 
 from circuits.discovery_result import TestSummary
-from circuits.faithfulness import share_kept
+from circuits.faithfulness import metric_tie, share_kept, share_tie
 from circuits.gate import per_unit
 from circuits.masked import MaskedRuns
 from circuits.problem import Part
@@ -23,10 +23,12 @@ def equivalence(part: Part, circuit: Float[Tensor, "prompt"]) -> TestSummary:
     """Does the circuit score above the model about as often as below it?
 
     Null: on a random sequence the circuit's metric exceeds the model's with probability one half. Sign test, two-sided;
-    a small p says that the circuit is systematically better or worse. Keeping the null proves no equality.
+    a small p says that the circuit is systematically better or worse. Keeping the null proves no equality. Sequences on
+    which both are equal within `metric_tie` are left out.
     """
     difference = per_unit(circuit - part.runs.clean, part.pairs.unit)
-    above, n = int((difference > 0).sum()), int((difference != 0).sum())
+    tie = metric_tie(part.runs)
+    above, n = int((difference > tie).sum()), int((difference.abs() > tie).sum())
     p = float(binomtest(above, n).pvalue) if n else 1.0
     differs = p < LEVEL
     reading = "systematically above or below the model" if differs else "no difference seen, which proves none"
@@ -45,11 +47,12 @@ def independence(part: Part, complement: Float[Tensor, "prompt"], generator: tor
 
     Null: the metric of the complement (all live edges but the circuit's) and that of the model are independent over
     sequences. HSIC with Gaussian kernels of median width, by permutation. A small p says that the complement still
-    knows something of the task.
+    knows something of the task. Values that differ by no more than `metric_tie` are equal.
     """
     x, y = (per_unit(values, part.pairs.unit).double() for values in (complement, part.runs.clean))
     n = len(x)
-    one, two = _kernel(x), _kernel(y)
+    tie = metric_tie(part.runs)
+    one, two = _kernel(x, tie), _kernel(y, tie)
     centre = torch.eye(n, dtype=torch.float64) - 1 / n
     one = centre @ one @ centre
     observed = float((one * two).mean())
@@ -66,8 +69,9 @@ def independence(part: Part, complement: Float[Tensor, "prompt"], generator: tor
     )
 
 
-def _kernel(x: Float[Tensor, "unit"]) -> Float[Tensor, "unit unit"]:
-    distance = (x[:, None] - x) ** 2
+def _kernel(x: Float[Tensor, "unit"], tie: float) -> Float[Tensor, "unit unit"]:
+    apart = x[:, None] - x
+    distance = torch.where(apart.abs() <= tie, 0.0, apart) ** 2  # or the width would be that of rounding
     positive = distance[distance > 0]
     width = positive.median() if len(positive) else distance.new_tensor(1.0)
     return torch.exp(-distance / (2 * width))
@@ -80,10 +84,11 @@ def minimality(
 
     Null of an edge: leaving it out changes the share kept by more than leaving out a random edge does, in at least 90 %
     of draws. A random edge is one of a random path joined to the circuit. Tested are the lowest ranked kept edges, each
-    by a one-sided binomial test over the draws. The statistic is the smallest share of draws that one of them exceeds,
-    p that edge's times the number of tested edges (Bonferroni), at most 1: a small p says that the circuit holds an
-    edge that stands out too little from random ones. Keeping the null proves no minimality. Source: Shi et al. 2024,
-    minimality test; their published code leaves the correction out.
+    by a one-sided binomial test over the draws; an effect that is equal to a random one within twice `share_tie` does
+    not exceed it. The statistic is the smallest share of draws that one of them exceeds, p that edge's times the number
+    of tested edges (Bonferroni), at most 1: a small p says that the circuit holds an edge that stands out too little
+    from random ones. Keeping the null proves no minimality. Source: Shi et al. 2024, minimality test; their published
+    code leaves the correction out.
     """
     chance = _chance(runs, kept, randoms, generator)
     places = kept.nonzero()
@@ -98,7 +103,7 @@ def minimality(
     less = kept.repeat(len(places), *([1] * kept.dim()))
     less[(torch.arange(len(places)), *places.T)] = False
     effects = (share_kept(runs.values(less), runs.clean, runs.ablated) - base).abs()
-    above = (effects[:, None] > chance).sum(1)  # [edge]
+    above = (effects[:, None] > chance + 2 * share_tie(runs)).sum(1)  # [edge]; each effect is of two runs
     p = [min(1.0, len(above) * float(binom.cdf(int(count), len(chance), QUANTILE))) for count in above]
     idle = sum(one < LEVEL for one in p)
     said = f"tested edges that exceed fewer than {QUANTILE:.0%} of random ones: {idle} of {len(p)}"

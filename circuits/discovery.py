@@ -225,7 +225,7 @@ def verdict_of(circuit: Circuit, judgement: Judgement, settings: Settings) -> tu
             said += f" (all types matched: {same.largest:.1%}, holding {same.shared:.0%} of the circuit)"
         if paths.n < FEWEST:
             missing.append(f"{paths.n} random circuits are too few for a p of .05")
-        elif not paths.largest < kept.low:
+        elif not paths.largest < kept.low - (paths.tie or 0.0):
             missing.append("that random circuit is as good")
     if missing:
         return "candidate", f"Candidate: {said}, but {'; '.join(missing)}."

@@ -48,6 +48,11 @@ class Faithfulness(Frozen):
     optimal: list[CurvePoint] = Field(
         default_factory=list, description="best of all circuits at each size, where all could be run"
     )
+    intervals: dict[str, Interval] = Field(
+        default_factory=dict,
+        description="of metric_model, metric_circuit, metric_ablated, kl, accuracy_model, accuracy_circuit, cmd and cpr "
+        "over sequences, by name; empty in files from before they were kept",
+    )
 
 
 class ControlSummary(Frozen):
@@ -60,8 +65,24 @@ class ControlSummary(Frozen):
     largest: float | None
     matched: float | None = Field(None, description="share of edges matched by type")
     shared: float | None = Field(None, description="share of the found circuit's edges that a control holds too, mean")
-    p_value: float | None = Field(None, description="(1 + controls as good) / (1 + n)")
+    p_value: float | None = Field(
+        None, description="(1 + controls as good) / (1 + n); says nothing where every control holds the whole circuit"
+    )
+    tie: float | None = Field(
+        None, description="shares that differ by no more count as equal: 32 roundings of the largest logit, as a share"
+    )
     headline: bool = Field(description="whether the claim rests on it")
+
+    @property
+    def only_itself(self) -> bool:
+        """Whether every control holds the whole found circuit: no different one exists among them, so no p is told."""
+        return self.n > 1 and self.shared is not None and self.shared > 1 - 1e-9
+
+    @property
+    def described(self) -> str:
+        """What the controls are, and whether none of them differs from the found circuit."""
+        alone = "; each holds the whole circuit: no different circuit of these types exists among them"
+        return self.what + (alone if self.only_itself else "")
 
 
 class TestSummary(Frozen):

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
@@ -19,6 +19,20 @@ FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # of al
 EXHAUSTIVE = 16  # live edges up to which every subset is run
 EVERY_SIZE = 1000  # live edges below which every size is run
 DRAWS = 2000
+ROUNDINGS = 32  # of the largest logit, by which two runs of one circuit may differ: they depend on the batch
+
+
+def metric_tie(runs: MaskedRuns) -> float:
+    """Values of the metric that differ by no more than this are equal: 32 roundings of the largest logit.
+
+    The same circuit gives values that differ by a few roundings where another number of circuits is run beside it.
+    """
+    return ROUNDINGS * torch.finfo(runs.base_logits.dtype).eps * float(runs.base_logits.abs().max())
+
+
+def share_tie(runs: MaskedRuns) -> float:
+    """Shares of the metric that differ by no more than this are equal: `metric_tie` over clean minus ablated."""
+    return metric_tie(runs) / abs(float((runs.clean.double() - runs.ablated.double()).mean()))
 
 
 def share_kept(
@@ -26,9 +40,10 @@ def share_kept(
 ) -> Float[Tensor, "*circuit"]:
     """f = (m(C) - m(0)) / (m(N) - m(0)): ratio of means over prompts, unclipped; 1 for the model, 0 for nothing kept.
 
-    C is the circuit, N the model, 0 the empty circuit under the same ablation. Source: Mueller et al. 2025, "MIB",
-    section 3.1.
+    C is the circuit, N the model, 0 the empty circuit under the same ablation. Means are taken in float64; the metric
+    itself has the precision of the runs, see `share_tie`. Source: Mueller et al. 2025, "MIB", section 3.1.
     """
+    values, clean, ablated = (one.detach().cpu().double() for one in (values, clean, ablated))
     return (values.mean(-1) - ablated.mean()) / (clean.mean() - ablated.mean())
 
 
@@ -70,11 +85,13 @@ class Curve:
     Attributes:
         size: edges taken from the top.
         kept: of these, edges on a path from the embedding to the metric.
+        values: the metric of each circuit on each prompt; None where it was not kept.
     """
 
     size: tuple[int, ...]
     kept: tuple[int, ...]
     share: tuple[float, ...]
+    values: Float[Tensor, "size prompt"] | None = field(default=None, compare=False, repr=False)
 
 
 def curve(
@@ -92,8 +109,9 @@ def curve(
     ranked = scores - scores[live].min() + 1 if signed and bool(live.any()) else scores
     order, read = order_of(ranked, live), read_positions(runs)
     masks = [connected(runs.decoder, runs.graph, top(order, size, live), read, runs.resamples) for size in sizes]
-    share = share_kept(runs.values(torch.stack(masks)), runs.clean, runs.ablated)
-    return Curve(tuple(sizes), tuple(int(mask.sum()) for mask in masks), tuple(share.tolist()))
+    values = runs.values(torch.stack(masks))
+    share = share_kept(values, runs.clean, runs.ablated)
+    return Curve(tuple(sizes), tuple(int(mask.sum()) for mask in masks), tuple(share.tolist()), values)
 
 
 def sizes_for(n_live: int) -> list[int]:
@@ -130,12 +148,14 @@ def log_area(shares: Sequence[float], fractions: Sequence[float] = FRACTIONS) ->
 
 @dataclass(frozen=True)
 class Areas:
-    """MIB's areas; `str` puts CMD first."""
+    """MIB's areas, and the curves that they are of; `str` puts CMD first."""
 
     cmd: float
     cpr: float
     log_area: float
     largest: float
+    signed: Curve
+    absolute: Curve
 
     def __str__(self) -> str:
         beats = f"; circuits beat the model (f up to {self.largest:.2f})" if self.largest > 1.005 else ""
@@ -154,9 +174,9 @@ def mib_areas(
         n_edges: edges of the graph, live or not.
     """
     sizes = [int(fraction * n_edges) for fraction in FRACTIONS]
-    signed = curve(runs, scores, live, sizes, signed=True).share
-    absolute = curve(runs, scores, live, sizes).share
-    return Areas(cmd(absolute), cpr(signed), log_area(absolute), max(*signed, *absolute))
+    signed, absolute = curve(runs, scores, live, sizes, signed=True), curve(runs, scores, live, sizes)
+    largest = max(*signed.share, *absolute.share)
+    return Areas(cmd(absolute.share), cpr(signed.share), log_area(absolute.share), largest, signed, absolute)
 
 
 def optimal_frontier(runs: MaskedRuns, live: Bool[Tensor, "sender receiver *place"], batch: int = 256) -> Curve | None:
@@ -171,7 +191,7 @@ def optimal_frontier(runs: MaskedRuns, live: Bool[Tensor, "sender receiver *plac
         chosen = (code[:, None] >> torch.arange(n)) & 1  # [circuit edge]
         kept = torch.zeros(len(code), *live.shape, dtype=torch.bool)
         kept[(torch.arange(len(code))[:, None], *(axis[None] for axis in places))] = chosen.bool()
-        shares = share_kept(runs.values(kept), runs.clean, runs.ablated).cpu().float()
+        shares = share_kept(runs.values(kept), runs.clean, runs.ablated).float()
         best = best.scatter_reduce(0, chosen.sum(1), shares, "amax")
     sizes = tuple(range(n + 1))
     return Curve(sizes, sizes, tuple(best.tolist()))

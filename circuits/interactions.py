@@ -8,6 +8,7 @@ from pydantic import Field
 from scipy.stats import norm
 from torch import Tensor
 
+from circuits.faithfulness import share_tie
 from circuits.gate import per_unit
 from circuits.masked import MaskedRuns
 from circuits.problem import Problem
@@ -104,7 +105,7 @@ class Measure:
 
     def __init__(self, runs: MaskedRuns, unit: Int[Tensor, "prompt"], live: Bool[Tensor, "sender receiver"]):
         self.runs, self.unit, self.live, self.graph = runs, unit, live, runs.graph
-        self.scale = float((runs.clean - runs.ablated).mean())
+        self.scale, self.tie = float((runs.clean - runs.ablated).mean()), share_tie(runs)
         self.n = len(unit.unique())
 
     def ungrouped(self) -> "Measure":
@@ -139,10 +140,10 @@ class Measure:
         return torch.stack([per_unit(one, self.unit) for one in lost])
 
     def interval(self, values: Float[Tensor, "unit"], tests: int = 1) -> tuple[float, float, float]:
-        """Mean with a normal 95 % interval widened for the number of tests (Bonferroni)."""
-        mean, spread = float(values.mean()), 0.0
+        """Mean with a normal 95 % interval widened for the number of tests (Bonferroni), and by `share_tie`."""
+        mean, spread = float(values.double().mean()), self.tie
         if len(values) > 1:
-            spread = float(norm.ppf(1 - 0.025 / max(1, tests))) * float(values.std()) / len(values) ** 0.5
+            spread += float(norm.ppf(1 - 0.025 / max(1, tests))) * float(values.std()) / len(values) ** 0.5
         return mean, mean - spread, mean + spread
 
 

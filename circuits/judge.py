@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuits.circuit_tests import completeness, equivalence, independence, minimality
@@ -17,12 +17,14 @@ from circuits.faithfulness import (
     optimal_frontier,
     retained,
     share_kept,
+    share_tie,
     sizes_for,
 )
 from circuits.find import Found, Settings
+from circuits.masked import MaskedRuns
 from circuits.metrics import KL
 from circuits.problem import Part, Problem
-from circuits.search.base import Tell
+from circuits.search.base import Tell, silent
 from interp.decoder import attend, normed, qkv
 from interp.errors import UsageError
 from interp.rng import generator
@@ -57,7 +59,8 @@ def judged(problem: Problem, found: Found, settings: Settings, tell: Tell, n_edg
     n, mass = settings.controls, attention_mass(part)
     beside = min(n, BESIDE) if heavy else n
     controls = control_sets(part.runs, problem.live, found.kept, n, stream, mass, beside)
-    summaries = tuple(_summary(part, control, faithfulness.retained.value, tell) for control in controls)
+    share = faithfulness.retained.value
+    summaries = tuple(summary_of(part.runs, control, found.kept, share, tell) for control in controls)
     random = controls[0].circuits if settings.controls else ()
     tests = (
         equivalence(part, values[0]),
@@ -121,25 +124,36 @@ def _points(found: Curve) -> list[CurvePoint]:
     return [CurvePoint(size=size, kept=kept, faithfulness=share) for size, kept, share in rows]
 
 
-def _summary(part: Part, control: Control, share: float, tell: Tell) -> ControlSummary:
-    """The share that each circuit of a control keeps."""
-    runs, n = part.runs, len(control.circuits)
-    values = runs.values(torch.stack(control.circuits), progress=lambda done, of: tell(control.name, done, of))
-    shares = share_kept(values, runs.clean, runs.ablated)
-    p = (
-        (1 + int((shares >= share).sum())) / (1 + n)
-        if n > 1 and control.name in ("random paths", "same types", "uniform")
-        else None
-    )
+def summary_of(
+    runs: MaskedRuns, control: Control, kept: Bool[Tensor, "sender receiver *place"], share: float, tell: Tell = silent
+) -> ControlSummary:
+    """The share that each circuit of a control keeps.
+
+    A control that is the found circuit itself has its share and is not run again. Another one is as good where its
+    share is no more than `share_tie` below.
+
+    Args:
+        kept, share: the found circuit and what it keeps.
+    """
+    n, tie = len(control.circuits), share_tie(runs)
+    other = [index for index, one in enumerate(control.circuits) if not torch.equal(one, kept)]
+    shares = torch.full((n,), share, dtype=torch.float64)
+    if other:
+        masks = torch.stack([control.circuits[index] for index in other])
+        values = runs.values(masks, progress=lambda done, of: tell(control.name, done, of))
+        shares[other] = share_kept(values, runs.clean, runs.ablated)
+    drawn = n > 1 and control.name in ("random paths", "same types", "uniform")
+    least, largest = float(shares.min()), float(shares.max())
     return ControlSummary(
         name=control.name,
         what=control.what,
         n=n,
-        mean=float(shares.mean()),
-        largest=float(shares.max()),
+        mean=min(least + float((shares - least).mean()), largest),  # of equal shares their very value
+        largest=largest,
         matched=control.matched,
         shared=control.shared,
-        p_value=p,
+        p_value=(1 + int((shares >= share - tie).sum())) / (1 + n) if drawn else None,
+        tie=tie,
         headline=control.headline,
     )
 

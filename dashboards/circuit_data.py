@@ -141,10 +141,14 @@ def control_words(control: Mapping[str, Any]) -> str:
     name = f"{control['name']} ({control['what']})"
     if n == 1:
         return f"{name}: keeps {mean:.1%} of the metric"
-    p = "" if control.get("p_value") is None else f"; p = {control['p_value']:.3g}"
-    same = control["name"] == "same types" and (control.get("shared") or 0.0) > 1 - 1e-9
-    alone = "; each holds the whole circuit: no different circuit of these types exists among them" if same else ""
-    return f"{name}: {n} of them keep {mean:.1%} of the metric on average, {largest:.1%} at most{p}{alone}"
+    same = (control.get("shared") or 0.0) > 1 - 1e-9
+    p = f"; p = {control['p_value']:.3g}" if control.get("p_value") is not None and not same else ""
+    p = (
+        "; p: \u2013, as each holds the whole circuit: no different circuit of these types exists among them"
+        if same
+        else p
+    )
+    return f"{name}: {n} of them keep {mean:.1%} of the metric on average, {largest:.1%} at most{p}"
 
 
 @dataclass(frozen=True)

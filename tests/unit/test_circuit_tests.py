@@ -38,6 +38,20 @@ def test_equivalence_is_a_sign_test_over_sequences(part):
     assert equivalence(part, part.runs.clean + sign).p_value == 1.0
 
 
+def test_sequences_on_which_rounding_alone_separates_circuit_and_model_decide_nothing(part):
+    rounding = torch.linspace(-2e-7, 4e-7, 20) * part.runs.base_logits.abs().max()
+    same = equivalence(part, part.runs.clean + rounding)
+    assert (same.statistic, same.p_value, same.n) == (0.5, 1.0, 0)
+    better = torch.cat((rounding[:10], torch.ones(10)))
+    assert equivalence(part, part.runs.clean + better).n == 10
+
+
+def test_rounding_of_a_constant_complement_tells_nothing(part):
+    """Its Gaussian kernel would have the width of the rounding, and rounding can follow the model's metric."""
+    noise = (part.runs.clean - part.runs.clean.mean()).sign() * 1e-7
+    assert independence(part, noise, generator(0, "permutations")).p_value == 1.0
+
+
 def test_independence_sees_a_complement_that_still_knows_the_task(part):
     stream = generator(0, "permutations")
     knows = independence(part, part.runs.clean**2, stream)
@@ -64,6 +78,7 @@ class Added:
     def __init__(self, weights: torch.Tensor):
         self.weights, self.ablated = weights, torch.zeros(2)
         self.clean = self.ablated + weights.sum()
+        self.base_logits = self.clean[:, None]
 
     def values(self, kept: torch.Tensor) -> torch.Tensor:
         return (kept * self.weights).sum((1, 2))[:, None].expand(-1, 2)
@@ -102,6 +117,11 @@ def test_an_edge_that_does_nothing_is_called_idle_and_the_circuit_not_minimal():
     assert result.p_value == pytest.approx(3 * 0.1**20) and result.statistic == 0
     assert result.reading.startswith("tested edges that exceed fewer than 90% of random ones: 1 of 3")
     assert minimal([0.9, 0.5, 0.1], [0.01] * 20).p_value == 1.0, "corrected p-values stay probabilities"
+
+
+def test_an_edge_that_rounding_alone_lifts_above_random_ones_exceeds_none_of_them():
+    result = minimal([0.9, 0.5, 0.01 + 2e-6], [0.01] * 20)
+    assert (result.statistic, result.p_value) == (0, pytest.approx(3 * 0.1**20))
 
 
 def test_minimality_is_rejected_about_as_rarely_as_it_says():

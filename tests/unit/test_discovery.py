@@ -187,6 +187,16 @@ def test_few_controls_or_a_wide_interval_make_no_circuit():
         assert found == "candidate" and why in headline
 
 
+def test_a_control_that_reaches_the_interval_but_for_rounding_is_as_good():
+    near = judgement(0.97, 0.96, 0.96 - 1e-8)
+    (control,) = near.controls
+    verdicts = []
+    for tie in (None, 1e-7):
+        again = replace(near, controls=(control.model_copy(update={"tie": tie}),))
+        verdicts.append(verdict_of(circuit(), again, Settings())[0])
+    assert verdicts == ["circuit", "candidate"]
+
+
 def test_reruns_that_would_take_too_long_are_left_out_and_named(monkeypatch):
     monkeypatch.setattr("circuits.discovery.RERUN_STAGES", 0)
     one = subject()

@@ -1,13 +1,17 @@
-"""What a judgement measures on held-out prompts: attention without padding."""
+"""What a judgement measures on held-out prompts: attention without padding, controls with ties counted."""
 
 from dataclasses import replace
 
 import pytest
 import torch
 
-from circuits.judge import attention_mass
+from circuits.controls import Control
+from circuits.faithfulness import share_kept, share_tie
+from circuits.judge import attention_mass, summary_of
 from circuits.problem import Problem
+from circuits.pruning import joined, order_of, top
 from interp.decoder import affine, attend, normed, qkv
+from interp.rng import generator
 from tests.unit.own_answers import own_problem
 
 
@@ -43,3 +47,43 @@ def own_attention(decoder, tokens: torch.Tensor) -> torch.Tensor:
         x = x + affine(z.flatten(-2), layer.attn.W_O.flatten(0, 1), layer.attn.b_O)
         x = x + layer.mlp(normed(layer.ln2, x))
     return torch.stack(found)
+
+
+def kept_in(problem: Problem) -> torch.Tensor:
+    """Half of the live edges, joined."""
+    scores = torch.rand(problem.live.shape, generator=generator(0, "found"))
+    order = order_of(scores, problem.live)
+    return joined(problem, top(order, len(order) // 2, problem.live))
+
+
+def test_controls_that_are_the_circuit_itself_are_all_as_good_whatever_rounding_says():
+    problem = own_problem(n=80)
+    runs, kept = problem.parts["evaluate"].runs, kept_in(problem)
+    share = float(share_kept(runs.values(kept[None])[0], runs.clean, runs.ablated))
+    for shift in (-1e-7, 0.0, 1e-7):
+        found = summary_of(runs, Control("same types", "", (kept,) * 100, 1.0, 1.0), kept, share + shift)
+        assert found.p_value == 1.0 and found.only_itself
+        assert found.mean == found.largest == share + shift, "a circuit's own share, and no mean above the largest"
+
+
+def test_a_control_that_is_below_by_rounding_alone_is_as_good_and_one_below_by_more_is_not():
+    problem = own_problem(n=80)
+    runs, kept = problem.parts["evaluate"].runs, kept_in(problem)
+    other = kept.clone()
+    other[tuple((~runs.graph.exists).nonzero()[0])] = True  # no edge: another mask of the same circuit
+    share = float(share_kept(runs.values(other[None])[0], runs.clean, runs.ablated))
+    tie, control = share_tie(runs), Control("random paths", "", (other,) * 9)
+    assert summary_of(runs, control, kept, share + 0.5 * tie).p_value == 1.0
+    below = summary_of(runs, control, kept, share + 3 * tie)
+    assert below.p_value == 0.1 and below.tie == tie and not below.only_itself
+
+
+def test_runs_of_one_circuit_beside_others_differ_by_less_than_a_tie():
+    problem = own_problem("grouped", n=80)
+    runs, kept = problem.parts["evaluate"].runs, kept_in(problem)
+    shares = [
+        share_kept(runs.values(kept.expand(n, *kept.shape)), runs.clean, runs.ablated).tolist()
+        for n in (1, 2, 3, 7, 64)
+    ]
+    every = [share for some in shares for share in some]
+    assert max(every) - min(every) < share_tie(runs) < 1e-4
