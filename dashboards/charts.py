@@ -22,8 +22,8 @@ VERDICTS = {
     "not solved": ("#999999", "triangle-up"),
     "none": ("#999999", "cross"),
 }
-HEIGHT, STRIP = 280, 110
-LEGEND = {"orient": "top", "direction": "horizontal", "labelLimit": 260}
+HEIGHT, STRIP = 280, 28
+LETTER, SIGN, LONGEST = 6.3, 30, 260  # of a legend, in px: a letter, the sign before a label, a label at most
 THREE = {"format": ".3f"}
 
 Rows = Sequence[dict[str, Any]]
@@ -33,21 +33,39 @@ Bracket = tuple[int, int] | None
 def loss(rows: Rows, steps: Sequence[int | None], last: int, bracket: Bracket = None, *, key: str) -> None:
     """Loss of the training batch and of held-out sequences."""
     values = [row["loss"] for row in rows] or [0.0, 1.0]
-    _draw(_loss(last, min(values), max(values), bracket), rows, steps, key, "Loss over training steps")
+    drawing = _loss(last, min(values), max(values), _longest(rows, "kind"), bracket)
+    _draw(drawing, rows, steps, key, "Loss over training steps")
 
 
-def accuracy(rows: Rows, steps: Sequence[int | None], last: int, bracket: Bracket = None, *, key: str) -> None:
-    """Accuracy on whole held-out sequences as a table: a column for each evaluation, a row for each length."""
-    evaluated = sorted({row["step"] for row in rows})
-    until = dict(zip(evaluated, [*evaluated[1:], max(last, 1)], strict=False))
-    cells = [{**row, "until": until[row["step"]]} for row in rows]
+def accuracy(
+    rows: Rows,
+    steps: Sequence[int | None],
+    last: int,
+    bracket: Bracket = None,
+    *,
+    end: int | None = None,
+    key: str,
+) -> None:
+    """Accuracy on whole held-out sequences as a table: a column for each evaluation, a row for each length.
+
+    Args:
+        end: step at which the run ended, where the axis goes on to `last`; nothing is drawn after it.
+    """
+    cells = accuracy_cells(rows, max(last, 1) if end is None else end)
     lengths = tuple(sorted({row["length"] for row in rows}, reverse=True))
     _draw(_accuracy(last, lengths, bracket), cells, steps, key, "Accuracy by length over training steps")
 
 
+def accuracy_cells(rows: Rows, end: int) -> list[dict[str, Any]]:
+    """The rows with `until`: the next evaluation, or the end of the run."""
+    evaluated = sorted({row["step"] for row in rows})
+    until = dict(zip(evaluated, [*evaluated[1:], end], strict=False))
+    return [{**row, "until": max(row["step"], until[row["step"]])} for row in rows]
+
+
 def tracked(rows: Rows, steps: Sequence[int | None], last: int, bracket: Bracket = None, *, key: str) -> None:
     """Scores that were followed while training."""
-    _draw(_tracked(last, bracket), rows, steps, key, "Tracked scores over training steps")
+    _draw(_tracked(last, _longest(rows, "score"), bracket), rows, steps, key, "Tracked scores over training steps")
 
 
 def scores(rows: Rows, steps: Sequence[int | None], last: int, bracket: Bracket = None, *, key: str) -> None:
@@ -85,6 +103,23 @@ def steps_axis(last: int, first: int = 64) -> alt.X:
     return alt.X("step:Q", title="training step", scale=scale, axis=alt.Axis(format=",d", values=ticks, grid=False))
 
 
+def _longest(rows: Rows, name: str) -> int:
+    """Letters of the longest label."""
+    return max((len(str(row[name])) for row in rows), default=0)
+
+
+def _legend(letters: int, beside: int = 0) -> alt.Legend:
+    """A legend above the chart in as many columns as its width has room for, so that none is cut.
+
+    Args:
+        letters: of the longest label.
+        beside: width that another legend takes, in px.
+    """
+    column = SIGN + min(LONGEST, LETTER * letters)
+    columns = {"expr": f"max(1, floor((width - {beside}) / {column}))"}
+    return alt.Legend(orient="top", direction="horizontal", labelLimit=LONGEST, columns=columns)
+
+
 def _rows() -> alt.Chart:
     return alt.Chart(alt.NamedData("rows"))
 
@@ -95,8 +130,8 @@ def _share(name: str, title: str) -> alt.Y:
 
 
 @lru_cache(maxsize=64)
-def _loss(last: int, low: float, high: float, bracket: Bracket) -> dict[str, Any]:
-    colour = alt.Color("kind:N", title=None, scale=alt.Scale(range=OKABE_ITO[:2]), legend=alt.Legend(**LEGEND))
+def _loss(last: int, low: float, high: float, letters: int, bracket: Bracket) -> dict[str, Any]:
+    colour = alt.Color("kind:N", title=None, scale=alt.Scale(range=OKABE_ITO[:2]), legend=_legend(letters))
     tip = ["step:Q", alt.Tooltip("loss:Q", format=".4f"), "kind:N"]
     y = alt.Y("loss:Q", title="loss", scale=alt.Scale(domain=[low, high], nice=True, zero=False))
     line = _rows().mark_line(strokeWidth=1.6).encode(x=steps_axis(last), y=y, color=colour, tooltip=tip)
@@ -114,8 +149,8 @@ def _accuracy(last: int, lengths: tuple[int, ...], bracket: Bracket) -> dict[str
 
 
 @lru_cache(maxsize=64)
-def _tracked(last: int, bracket: Bracket) -> dict[str, Any]:
-    colour = alt.Color("score:N", title=None, scale=alt.Scale(range=OKABE_ITO), legend=alt.Legend(**LEGEND))
+def _tracked(last: int, letters: int, bracket: Bracket) -> dict[str, Any]:
+    colour = alt.Color("score:N", title=None, scale=alt.Scale(range=OKABE_ITO), legend=_legend(letters))
     tip = ["step:Q", "score:N", alt.Tooltip("value:Q", **THREE)]
     line = _rows().mark_line(strokeWidth=1.6)
     return _described(
@@ -125,8 +160,9 @@ def _tracked(last: int, bracket: Bracket) -> dict[str, Any]:
 
 @lru_cache(maxsize=64)
 def _scores(last: int, bracket: Bracket) -> dict[str, Any]:
-    colour = alt.Color("head:N", title="head", scale=alt.Scale(range=OKABE_ITO), legend=alt.Legend(**LEGEND))
-    dash = alt.StrokeDash("role:N", title="role", legend=alt.Legend(**LEGEND))
+    roles = SIGN + LETTER * len("reading")
+    colour = alt.Color("head:N", title="head", scale=alt.Scale(range=OKABE_ITO), legend=_legend(5, 2 * roles))
+    dash = alt.StrokeDash("role:N", title="role", legend=_legend(7))
     x, y = steps_axis(last), _share("mass", "attention on target")
     bars = _rows().mark_errorbar(ticks=True, opacity=0.7)
     bars = bars.encode(x=x, y=alt.Y("low:Q", title=""), y2="high:Q", color=colour)
@@ -145,11 +181,13 @@ def _verdicts(last: int, shown: tuple[str, ...], bracket: Bracket) -> dict[str, 
     colours = alt.Scale(domain=list(shown), range=[VERDICTS[name][0] for name in shown])
     shapes = alt.Scale(domain=list(shown), range=[VERDICTS[name][1] for name in shown])
     tip = ["step:Q", "verdict:N", alt.Tooltip("p_value:Q", format=".3g"), "clock:N", "reading:N", "interchange:Q"]
+    legend = _legend(max(map(len, shown), default=0))
     marks = _rows().mark_point(filled=True, size=110, opacity=1)
     marks = marks.encode(
         x=steps_axis(last),
-        color=alt.Color("verdict:N", title="verdict", scale=colours, legend=alt.Legend(**LEGEND)),
-        shape=alt.Shape("verdict:N", title="verdict", scale=shapes, legend=alt.Legend(**LEGEND)),
+        color=alt.Color("verdict:N", title="verdict", scale=colours, legend=legend),
+        shape=alt.Shape("verdict:N", title="verdict", scale=shapes, legend=legend),
         tooltip=tip,
     )
-    return _described(marks, last, bracket, STRIP)
+    # The strip keeps its height whatever the legend needs.
+    return _described(marks, last, bracket, STRIP) | {"autosize": {"type": "fit-x", "contains": "padding"}}

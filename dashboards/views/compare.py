@@ -72,8 +72,11 @@ def _curves(page: Page, sides: list[tuple[Run, int]]) -> None:
     charts.loss(rows, [step for _, step in sides], last, key="compare.loss")
     for place, (column, (run, step)) in enumerate(zip(st.columns(2), sides, strict=True)):
         with column:
-            st.markdown(f"**{SIDES[place]}: accuracy by length of {plain(run.name)}**")
-            charts.accuracy(data.accuracy_rows(cached.metrics(run)), [step], last, key=f"compare.accuracy.{place}")
+            measured = cached.metrics(run)
+            end = max((row["step"] for row in measured), default=0)
+            until = f" (until step {end:,}, its last)" if end < last else ""
+            st.markdown(f"**{SIDES[place]}: accuracy by length of {plain(run.name)}**{until}")
+            charts.accuracy(data.accuracy_rows(measured), [step], last, end=end, key=f"compare.accuracy.{place}")
 
 
 def _accuracy(sides: list[tuple[Run, int]]) -> None:

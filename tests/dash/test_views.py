@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 
+from dashboards import charts
 from interp.errors import InterpError
 from interp.registry import names
 from tests.dash.seen import allowed_html, text
@@ -115,3 +116,17 @@ def test_a_lone_run_says_why_no_other_can_be_chosen(view, normal_store):
     assert not app.exception
     assert next(one for one in app.selectbox if one.label == "Compare with").disabled
     assert "This store has no other run to choose" in text(app)
+
+
+def test_accuracy_is_drawn_up_to_the_end_of_each_run_and_no_further(view, normal_store, monkeypatch):
+    with normal_store.run("other").writer() as writer:
+        writer.metric({"step": 500, "loss": 0.5, "accuracy": {"1": 1.0}})
+    drawn = {}
+    monkeypatch.setattr(charts, "_draw", lambda spec, rows, steps, key, words: drawn.update({key: rows}))
+    app = view(normal_store, "compare", run="tiny", other="other")
+    assert not app.exception
+    ends = [max(cell["until"] for cell in drawn[f"compare.accuracy.{place}"]) for place in (0, 1)]
+    assert ends == [60, 500]
+    assert "accuracy by length of tiny** (until step 60, its last)" in text(app)
+    assert "accuracy by length of other** (until" not in text(app)
+    assert all(cell["step"] <= cell["until"] for name in (0, 1) for cell in drawn[f"compare.accuracy.{name}"])

@@ -1,6 +1,7 @@
 """What the views read: rows of curves, the stored detections of a run, the list of a thousand runs."""
 
 import json
+import re
 import shutil
 import time
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from circuits.detectors.base import Detection, Interval, LengthAccuracy, NullSummary, Statistic
-from dashboards import data
+from dashboards import charts, data
 from dashboards.address import Address, address, nearest, whole
 from interp.config import RunConfig
 from interp.errors import StoreError
@@ -202,3 +203,15 @@ def test_a_run_that_cannot_be_read_sets_no_limits(run):
     found = address({"step": "8"}, Run(run.name, run.path))
     assert found == Address({"step": "8"}, "tiny")
     assert found.get("layer") == 0
+
+
+def test_a_legend_has_the_columns_that_its_width_has_room_for():
+    def columns(width: int, letters: int, beside: float = 0) -> int:
+        told = charts._legend(letters, beside).to_dict()["columns"]["expr"]
+        over, column = re.fullmatch(r"max\(1, floor\(\(width - ([\d.]+)\) / ([\d.]+)\)\)", told).groups()
+        return max(1, int((width - float(over)) / float(column)))
+
+    assert columns(300, len("held out, mean over lengths")) == 1
+    assert columns(450, len("held out, mean over lengths")) == 2
+    assert columns(200, 300) == 1
+    assert columns(300, 5, beside=150) == 2
