@@ -37,6 +37,10 @@ PYTHON = """\
 from circuits.report.canvas.grid import attention_grid
 
 attention_grid(run, sequence={example})  # in a notebook; .save("attention.html") writes a page"""
+SCORE = (
+    "The number on a small head is its mean attention on the targets of its role; of a head without a role, on those "
+    "that it fits best. "
+)
 PYTHON_OWN = """\
 from circuits.report.canvas.grid import grid_of_patterns
 from probes.patterns_own import patterns_of_inputs
@@ -70,11 +74,16 @@ def render(page: Page) -> None:
         with row:
             download(page.run, shown, found)
         step = draw(page, shown, found)
-        st.caption("Your own inputs; nothing is stored." if inputs else f"Sequences: {plain(index.record.rule)}.")
+        st.caption(SCORE * bool(shown.targets) + said_of(index, inputs))
         if second == "circuitsvis":
             beside(page, shown, found, step)
     python = PYTHON_OWN.format(inputs=inputs) if inputs else PYTHON.format(example=example)
     page.share(page.command("patterns"), python)
+
+
+def said_of(index: PatternIndex, inputs: list[str]) -> str:
+    """Where the sequences come from."""
+    return "Your own inputs; nothing is stored." if inputs else f"Sequences: {plain(index.record.rule)}."
 
 
 def choose(page: Page, index: PatternIndex) -> int:

@@ -78,6 +78,13 @@ def test_the_message_holds_every_checkpoint_as_it_is_stored(view, stored):
         assert head["body"][start:stop] == levels_of(pattern).tobytes()
 
 
+def test_the_number_on_a_small_head_has_its_meaning_on_the_page(view, stored):
+    app = view(stored, "attention", run="tiny")
+    assert message(app)["examples"][0]["targets"]
+    (said,) = [caption.value for caption in app.caption if "Sequences: " in caption.value]
+    assert said.startswith("The number on a small head is its mean attention on the targets of its role;")
+
+
 def test_the_address_leads_the_grid_and_is_clamped(view, stored):
     app = view(stored, "attention", run="tiny", step=17, layer=99, head=-4, q=2, k=1)
     led = guided(app)
