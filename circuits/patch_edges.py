@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from circuits.engine.bookkeeping import ordinary, without_autograd
 from circuits.engine.edge_plan import Edges, Resolve, plan_of
 from circuits.engine.edge_sweep import run_edges
 from circuits.engine.finish import Scores
@@ -17,6 +18,7 @@ from circuits.engine.runs import Given, Options, Runs, as_decoder, runs_for
 from circuits.graph import EdgeGraph, edge_graph
 from circuits.metrics import Metric, UserMetric
 from circuits.patch_result import Verification, described
+from interp.decoder import Decoder
 from interp.errors import UnknownName, UsageError
 
 if TYPE_CHECKING:
@@ -138,16 +140,23 @@ def patch_edges(
         NotExpressible: for a model that cannot be written exactly as a Decoder.
         UnknownName: for a sender, receiver or edge that the model does not have.
     """
-    started = time.perf_counter()
-    found = _checked(model, clean, corrupted, metric, (senders, receivers, edges), resolve, Given(**options))
+    started, decoder, named = time.perf_counter(), as_decoder(model), (senders, receivers, edges)
+    with without_autograd(metric):
+        found = _checked(model, decoder, clean, corrupted, metric, named, resolve, Given(**options))
+        result = _patched(found, started)
+    return ordinary(result)
+
+
+def _patched(found: Edges, started: float) -> EdgeResult:
+    """Run what is asked for; `started` is when the call began, by `time.perf_counter`."""
     runs, plan = found.runs, plan_of(found)
-    slots = _slots(found.asked, runs.base.final.shape[1], resolve)
+    slots = _slots(found.asked, runs.base.final.shape[1], found.resolve)
     scores = Scores(runs.decoder, runs.base, runs.metric, runs.rows, slots.numel())
     branches = run_edges(found, plan.chunks, slots, scores)
-    axes = {"position": 3, "query": 4, "pooled": 2}[resolve]
+    axes = {"position": 3, "query": 4, "pooled": 2}[found.resolve]
     base, other = runs.values
     return EdgeResult(
-        effect=scores.effect.view(len(clean), *slots.shape[:axes]),
+        effect=scores.effect.view(len(base), *slots.shape[:axes]),
         asked=found.asked,
         graph=found.graph,
         base=base,
@@ -185,13 +194,15 @@ def plan_edges(
     Raises:
         UsageError, NotExpressible, UnknownName: as `patch_edges`.
     """
-    found = _checked(model, clean, corrupted, metric, (senders, receivers, edges), resolve, Given(**options))
+    decoder, named = as_decoder(model), (senders, receivers, edges)
+    found = _checked(model, decoder, clean, corrupted, metric, named, resolve, Given(**options))
     plan = plan_of(found)
     return replace(plan, seconds=plan.flops / product_speed(found.runs.decoder, max(1, plan.rows)))
 
 
 def _checked(
     model: Any,
+    decoder: Decoder,
     clean: Tensor,
     corrupted: Tensor | None,
     metric: Metric | UserMetric | Callable[[Tensor], Tensor],
@@ -202,7 +213,7 @@ def _checked(
     """Both runs and the edges that are asked for; `named` are senders, receivers and edges."""
     if resolve not in ("position", "query", "pooled"):
         raise UsageError(f"resolve: {resolve!r}: expected position, query or pooled")
-    runs = runs_for(model, as_decoder(model), clean, corrupted, metric, given, trimmed=True)
+    runs = runs_for(model, decoder, clean, corrupted, metric, given, trimmed=True)
     graph = edge_graph(runs.decoder)
     return Edges(runs, graph, asked_edges(graph, *named).to(runs.base.final.device), resolve)
 

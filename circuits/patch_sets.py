@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from circuits.engine.bookkeeping import ordinary, without_autograd
 from circuits.engine.finish import Scores
 from circuits.engine.plan import Plan, SetChunk, product_speed
 from circuits.engine.rows import Span
@@ -19,6 +20,7 @@ from circuits.engine.sites import BY_COMPONENT, SITES, n_components
 from circuits.engine.sweep import Branches, rows_to_read
 from circuits.metrics import Metric, UserMetric
 from circuits.patch_result import Verification, described
+from interp.decoder import Decoder
 from interp.errors import UsageError
 
 if TYPE_CHECKING:
@@ -122,8 +124,14 @@ def patch_sets(
         UsageError: naming the argument that is wrong.
         NotExpressible: for a model that cannot be written exactly as a Decoder.
     """
-    started = time.perf_counter()
-    named, found = _checked(model, sets, clean, corrupted, metric, Given(**options))
+    started, decoder = time.perf_counter(), as_decoder(model)
+    with without_autograd(metric):
+        result = _patched(*_checked(model, decoder, sets, clean, corrupted, metric, Given(**options)), started)
+    return ordinary(result)
+
+
+def _patched(named: tuple[tuple[At, ...], ...], found: Sets, started: float) -> SetResult:
+    """Run the sets; `started` is when the call began, by `time.perf_counter`."""
     runs, plan = found.runs, plan_of(found)
     scores = Scores(runs.decoder, runs.base, runs.metric, runs.rows, len(named))
     _run(found, plan.chunks, scores)
@@ -162,13 +170,14 @@ def plan_sets(
     Raises:
         UsageError, NotExpressible: as `patch_sets`.
     """
-    _, found = _checked(model, sets, clean, corrupted, metric, Given(**options))
+    _, found = _checked(model, as_decoder(model), sets, clean, corrupted, metric, Given(**options))
     plan = plan_of(found)
     return replace(plan, seconds=plan.flops / product_speed(found.runs.decoder, max(1, plan.rows)))
 
 
 def _checked(
     model: Any,
+    decoder: Decoder,
     sets: Sequence[Sequence[At | tuple]],
     clean: Tensor,
     corrupted: Tensor | None,
@@ -176,7 +185,7 @@ def _checked(
     given: Given,
 ) -> tuple[tuple[tuple[At, ...], ...], Sets]:
     """The sets as they are named, and their single places with both runs."""
-    runs = runs_for(model, as_decoder(model), clean, corrupted, metric, given)
+    runs = runs_for(model, decoder, clean, corrupted, metric, given)
     named = tuple(tuple(At(*one) for one in patches) for patches in sets)
     return named, Sets(runs, [_expanded(runs, index, patches) for index, patches in enumerate(named)])
 

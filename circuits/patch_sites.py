@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from circuits.engine.bookkeeping import ordinary, without_autograd
 from circuits.engine.products import Products
 from circuits.engine.runs import Given, Options, Runs, as_decoder, runs_for
 from circuits.engine.sites import Site
@@ -52,14 +53,15 @@ def patch_sites(
         return {site: patch_by_forwards(model, clean, corrupted, metric, site, chosen, given) for site in sites}
     for site in sites:
         check_site(decoder, site)
-    runs = runs_for(model, decoder, clean, corrupted, metric, given, trimmed=True)
-    found = {sites[0]: patch_site(runs, sites[0], chosen, started)}
-    for site in sites[1:]:
-        started = time.perf_counter()
-        result = patch_site(_again(runs), site, chosen, started)
-        plan = replace(result.plan, flops=result.plan.flops - runs.recording_flops)
-        found[site] = replace(result, plan=plan, flops=result.flops - runs.recording_flops)
-    return found
+    with without_autograd(metric):
+        runs = runs_for(model, decoder, clean, corrupted, metric, given, trimmed=True)
+        found = {sites[0]: patch_site(runs, sites[0], chosen, started)}
+        for site in sites[1:]:
+            started = time.perf_counter()
+            result = patch_site(_again(runs), site, chosen, started)
+            plan = replace(result.plan, flops=result.plan.flops - runs.recording_flops)
+            found[site] = replace(result, plan=plan, flops=result.flops - runs.recording_flops)
+    return {site: ordinary(result) for site, result in found.items()}
 
 
 def _again(runs: Runs) -> Runs:

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from circuits.engine.bookkeeping import ordinary, without_autograd
 from circuits.engine.cost import SPREADING, Single, chunk_work, states_flops
 from circuits.engine.finish import Scores
 from circuits.engine.one_column import Queries
@@ -95,8 +96,10 @@ def patch_heads(
     except NotExpressible as reason:
         warnings.warn(f"patching by full forwards, which is slower: {reason}", stacklevel=2)
         return patch_by_forwards(model, clean, corrupted, metric, site, chosen, given)
-    runs = runs_for(model, decoder, clean, corrupted, metric, given, trimmed=True)
-    return patch_site(runs, site, chosen, started)
+    with without_autograd(metric):
+        runs = runs_for(model, decoder, clean, corrupted, metric, given, trimmed=True)
+        result = patch_site(runs, site, chosen, started)
+    return ordinary(result)
 
 
 def patch_site(runs: Runs, site: Site, chosen: Mapping[str, Sequence[int] | None], started: float) -> PatchResult:

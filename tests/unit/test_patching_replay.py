@@ -23,7 +23,10 @@ CASES = [
 
 
 def with_graphs(monkeypatch, graph=RecordedGraph) -> list:
-    """Make the engine replay on the CPU; the graphs that it makes are in the list."""
+    """Make the engine replay on the CPU; the graphs that it makes are in the list.
+
+    Without inference mode, in which composite operations come to the recording undivided, as no GPU gets them.
+    """
     made = []
 
     def new():
@@ -31,6 +34,7 @@ def with_graphs(monkeypatch, graph=RecordedGraph) -> list:
         return made[-1]
 
     monkeypatch.setattr(patching, "graphs_for", lambda runs: (new, ""))
+    monkeypatch.setattr(patching, "without_autograd", lambda metric: torch.no_grad())
     return made
 
 
