@@ -12,6 +12,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from interp.registry import hidden_by
 from interp.schemas import Check, DoctorOutput
 
 DISTRIBUTION = "interp-platform"
@@ -27,6 +28,7 @@ def examine(store: Path) -> DoctorOutput:
         check_python,
         check_requirements,
         check_names,
+        check_hidden,
         check_transformers,
         check_torch,
         check_threads,
@@ -101,7 +103,7 @@ def check_names(claims: dict[str, list[str]] | None = None) -> Check:
     claims = packages_distributions() if claims is None else claims
     home = Path(__file__).resolve().parent.parent
     rivals = {name: sorted({owner for owner in claims.get(name, []) if owner != DISTRIBUTION}) for name in OUR_PACKAGES}
-    found = {name: _folder_of(name) for name in OUR_PACKAGES}
+    found = {name: _folder_of(name) for name in OUR_PACKAGES if not hidden_by(name)}
     taken = [f"{name} is also installed by {', '.join(owners)}" for name, owners in rivals.items() if owners]
     taken += [f"{name} is found at {where}" for name, where in found.items() if where != str(home / name)]
     if taken:
@@ -111,6 +113,28 @@ def check_names(claims: dict[str, list[str]] | None = None) -> Check:
         )
         return Check(name="package names", status="problem", detail="; ".join(taken), fix=fix)
     return Check(name="package names", status="ok", detail=f"{', '.join(OUR_PACKAGES)} are ours alone")
+
+
+def check_hidden(here: Path | None = None) -> Check:
+    """No folder, such as a clone called `interp`, stands where a script would import it instead of a package of ours.
+
+    Args:
+        here: where scripts are; None looks at the working folder and at the one around ours.
+    """
+    home = Path(__file__).resolve().parent.parent
+    places = dict.fromkeys([Path.cwd(), home.parent] if here is None else [here])
+    folders = [place / name for place in places for name in OUR_PACKAGES if place.resolve() != home]
+    hiding = [str(folder) for folder in folders if folder.is_dir() and not (folder / "__init__.py").exists()]
+    hiding += [folder for name in OUR_PACKAGES for folder in hidden_by(name) if folder not in hiding]
+    if not hiding:
+        return Check(name="folder names", status="ok", detail="no folder here hides a package of ours")
+    names = ", ".join(hiding)
+    return Check(
+        name="folder names",
+        status="note",
+        detail=f"a script beside {names} imports that folder, and not our package of the same name",
+        fix="keep scripts elsewhere, or rename the folder",
+    )
 
 
 def _folder_of(name: str) -> str:

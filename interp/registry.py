@@ -19,6 +19,8 @@ class Kind(NamedTuple):
     group: str
 
 
+HOME = Path(__file__).resolve().parent.parent  # of our packages, as far as they are installed together
+
 KINDS = {
     "task": Kind("interp", "tasks", "TASK", "interp.tasks"),
     "detector": Kind("circuits", "detectors", "DETECTOR", "interp.detectors"),
@@ -49,7 +51,7 @@ def load(kind: str, name: str) -> Any:
         return getattr(module, spec.attribute)
     if name in plugins:
         return _load_plugin(plugins[name])
-    raise UnknownName(kind, name, {*files, *plugins})
+    raise _unknown(kind, name, {*files, *plugins})
 
 
 def summary(kind: str, name: str) -> str:
@@ -60,7 +62,7 @@ def summary(kind: str, name: str) -> str:
         return docstring.partition("\n")[0]
     if name in plugins:
         return f"entry point {plugins[name].value}"
-    raise UnknownName(kind, name, {*files, *plugins})
+    raise _unknown(kind, name, {*files, *plugins})
 
 
 def origin(kind: str, name: str) -> str:
@@ -70,7 +72,7 @@ def origin(kind: str, name: str) -> str:
         return str(files[name])
     if name in plugins:
         return plugins[name].value
-    raise UnknownName(kind, name, {*files, *plugins})
+    raise _unknown(kind, name, {*files, *plugins})
 
 
 def load_group(group: str) -> dict[str, Any]:
@@ -104,14 +106,44 @@ def _kind(kind: str) -> Kind:
 def _files(kind: str) -> dict[str, Path]:
     """Name -> file of the built-in entries. Only the top-level package is looked up, so nothing is executed."""
     spec = _kind(kind)
-    package = find_spec(spec.package)
-    roots = list(package.submodule_search_locations or ()) if package else []
     return {
         path.stem: path
-        for root in roots
-        for path in sorted((Path(root) / spec.folder).glob("*.py"))
+        for root in roots(spec.package)
+        for path in sorted((root / spec.folder).glob("*.py"))
         if path.stem != "base" and not path.stem.startswith("_")
     }
+
+
+def roots(package: str) -> list[Path]:
+    """Folders of a package; where another folder hides an editable install (see `hidden_by`), the one beside this."""
+    if hidden_by(package):
+        own = HOME / package
+        return [own] if (own / "__init__.py").is_file() else []
+    found = find_spec(package)
+    return list(map(Path, found.submodule_search_locations or ())) if found else []
+
+
+def hidden_by(package: str) -> list[str]:
+    """Folders without an `__init__.py` that Python takes for a package of ours; empty where it finds the package.
+
+    A clone called `interp` is such a folder for every script beside it: Python looks there before it asks an editable
+    install, and what it finds runs no `__init__.py`. Our modules are still imported from where they are installed.
+    """
+    found = find_spec(package)
+    if found is None or found.origin is not None:
+        return []
+    return sorted({place for place in found.submodule_search_locations or () if Path(place) != HOME / package})
+
+
+def _unknown(kind: str, name: str, known: set[str]) -> InterpError:
+    """The error for a name that is not listed; where nothing is listed at all, why."""
+    package = _kind(kind).package
+    if not known and (folders := hidden_by(package)):
+        return InterpError(
+            f"no {kind} is known, not even {name!r}: the installed package {package!r} is hidden by the folder "
+            f"{', '.join(folders)}; run from elsewhere, or rename that folder"
+        )
+    return UnknownName(kind, name, known)
 
 
 def _plugins(kind: str) -> dict[str, EntryPoint]:

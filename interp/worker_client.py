@@ -9,12 +9,12 @@ import tempfile
 import time
 from contextlib import suppress
 from importlib.metadata import entry_points
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from interp.errors import JobError
 from interp.processes import detach, python_module
+from interp.registry import roots
 from interp.run import Store
 
 GROUP = "interp.worker"
@@ -90,9 +90,7 @@ def _code_stamp() -> str:
     packages = {"interp"} | {point.value.partition(":")[0].split(".")[0] for point in entry_points(group=GROUP)}
     times = []
     for package in sorted(packages):
-        spec = find_spec(package)
-        for root in (spec.submodule_search_locations or ()) if spec else ():
-            times += [path.stat().st_mtime_ns for path in Path(root).rglob("*.py")]
+        times += [path.stat().st_mtime_ns for root in roots(package) for path in root.rglob("*.py")]
     return f"{len(times)} {max(times, default=0)}"
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from interp.doctor import OUR_PACKAGES, check_names
+from interp.doctor import OUR_PACKAGES, check_hidden, check_names
 
 # `import_utils` first, so that the metadata it will see can be set; then what every model import does.
 PROBE = """
@@ -116,6 +116,15 @@ def test_doctor_names_the_rival_distribution_and_the_fix():
     assert check.status == "problem"
     assert check.detail == "circuits is also installed by circuits"
     assert check.fix == "pip uninstall circuits"
+
+
+def test_doctor_names_a_folder_that_a_script_beside_it_would_import(root, tmp_path):
+    assert check_hidden(tmp_path).status == "ok"
+    (tmp_path / "interp").mkdir()
+    check = check_hidden(tmp_path)
+    assert (check.status, str(tmp_path / "interp") in check.detail) == ("note", True)
+    assert "rename the folder" in check.fix
+    assert check_hidden(root).status == "ok"  # our own folders are the packages
 
 
 def test_no_file_in_dashboards_or_tests_is_called_like_a_package(root):

@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+from interp import registry
 from interp.errors import InterpError, UnknownName
 from interp.registry import load, load_group, names, origin, summary
 
@@ -78,3 +79,20 @@ def test_a_broken_plugin_is_named_with_its_package_and_only_when_asked_for(plugi
         load("task", "mine")
     with pytest.raises(InterpError, match="entry point mine"):
         load_group("interp.tasks")
+
+
+def test_a_folder_called_like_the_package_does_not_hide_the_tasks_from_a_script_beside_it(python, tmp_path):
+    (tmp_path / "interp" / "docs").mkdir(parents=True)  # a clone, as far as Python is concerned
+    code = (
+        "import interp; from interp.registry import hidden_by, load, names;"
+        "print(interp.__file__, len(hidden_by('interp')), load('task', 'parity') is not None, *names('task'))"
+    )
+    done = python(code, first=tmp_path)
+    assert done.stdout.split() == ["None", "1", "True", "binary_copy", "parity", "polynomial"], done.stderr
+
+
+def test_where_nothing_is_known_the_folder_that_hides_the_package_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(registry, "hidden_by", lambda package: ["/somewhere/interp"])
+    monkeypatch.setattr(registry, "HOME", tmp_path)
+    with pytest.raises(InterpError, match="'interp' is hidden by the folder /somewhere/interp; run from elsewhere"):
+        load("task", "parity")
