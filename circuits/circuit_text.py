@@ -14,7 +14,11 @@ from probes.percent import counted, percent, percents
 
 TOP_EDGES = 25
 SHADES = " ▁▂▃▄▅▆▇█"
-SHORT = {"no behaviour to explain": "no behaviour", "no faithful circuit": "no circuit"}
+SHORT = {
+    "no behaviour to explain": "no behaviour",
+    "no faithful circuit": "no circuit",
+    "too few prompts to tell": "too few prompts",
+}
 BARS = 40  # of a curve
 REACHED = (0.5, 0.9, 0.95)  # shares of the metric whose smallest size is named
 

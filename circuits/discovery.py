@@ -14,7 +14,7 @@ from circuits.circuit import Circuit, Example, Provenance
 from circuits.detectors.base import Interval
 from circuits.discovery_result import DiscoveryFile, RankingSummary, Stability
 from circuits.find import Found, Settings, find_circuit
-from circuits.gate import NO_BEHAVIOUR, behaviour
+from circuits.gate import LEVEL, NO_BEHAVIOUR, TOO_FEW, Gate, behaviour
 from circuits.graph import shape_of
 from circuits.judge import Judgement, judged, require_effect
 from circuits.problem import Problem
@@ -60,10 +60,9 @@ def discover(
     stages = Stages()
     with stages.of("runs and gate"):
         gates = {name: behaviour(problem.parts[name]) for name in GATED}
-    part, gate = next(((name, one) for name, one in gates.items() if not one.passed), ("", gates["evaluate"]))
+    part, gate = _decisive(gates)
     if not gate.passed:
-        headline = f"{NO_BEHAVIOUR.capitalize()}: {gate.reason}, on the prompts {GATED[part]}."
-        return _file(NO_BEHAVIOUR, headline, gate, settings, stages), None
+        return _file(*_not_passed(part, gate), gate, settings, stages), None
     require_effect(problem, settings)
     with stages.of("search"):
         found = find_circuit(problem, settings, tell)
@@ -97,6 +96,20 @@ def discover(
         "split_half": split_half,
     }
     return _file(verdict, headline, gate, settings, stages, **given), circuit
+
+
+def _decisive(gates: dict[str, Gate]) -> tuple[str, Gate]:
+    """The first part that shows no behaviour though it has prompts enough, else one that has too few; else any."""
+    failed = sorted((one for one in gates.items() if not one[1].passed), key=lambda one: one[1].too_few)
+    return failed[0] if failed else ("", gates["evaluate"])
+
+
+def _not_passed(part: str, gate: Gate) -> tuple[str, str]:
+    """Verdict and headline where a part of the prompts did not pass the gate."""
+    if not gate.too_few:
+        return NO_BEHAVIOUR, f"{NO_BEHAVIOUR.capitalize()}: {gate.reason}, on the prompts {GATED[part]}."
+    few = f"n = {gate.accuracy.n} on the prompts {GATED[part]}; at least {gate.needed} needed at the {100 * LEVEL:g} % "
+    return TOO_FEW, f"{TOO_FEW.capitalize()} ({few}level): {gate.reason}."
 
 
 def _about_search(problem: Problem, circuit: Circuit, found: Found) -> dict[str, Any]:

@@ -11,7 +11,9 @@ from circuits.gate import Gate
 from circuits.interactions import PairEffect, Role
 from interp.config import Frozen
 
-Verdict = Literal["circuit", "candidate", "no faithful circuit", "no behaviour to explain"]
+Verdict = Literal[
+    "circuit", "candidate", "no faithful circuit", "no behaviour to explain", "too few prompts to tell"
+]
 
 
 class RankingSummary(Frozen):

@@ -4,16 +4,21 @@ import math
 
 import torch
 from pydantic import Field
-from scipy.stats import binomtest, t
+from scipy.stats import binomtest, norm, t
 from torch import Tensor
 
 from circuits.detectors.base import Interval
+from circuits.faithfulness import metric_tie
 from circuits.metrics import metric_rows
 from circuits.problem import Part
 from interp.config import Frozen
 
 LEVEL = 0.999  # of each of the two intervals, so that untrained models pass less than once in a thousand
+SPREAD = 0.5  # of a perfect result's fall of the metric: standard deviation over sequences as a share of the mean
+BEYOND = 10  # times as many units as were given: a fall of the metric that would take more is as good as none
+Z = float(norm.ppf(0.5 + LEVEL / 2))
 NO_BEHAVIOUR = "no behaviour to explain"
+TOO_FEW = "too few prompts to tell"
 
 
 class Gate(Frozen):
@@ -27,6 +32,17 @@ class Gate(Frozen):
     difference: Interval = Field(description="metric of the clean run minus that of the ablated one, mean over units")
     passed: bool
     reason: str
+    needed: int | None = Field(
+        None,
+        description="units with which a perfect result passes: every answer right, and a fall of the metric whose "
+        "standard deviation is half its mean, or more where more is seen with every answer right; null: no number is "
+        "enough, or not known",
+    )
+
+    @property
+    def too_few(self) -> bool:
+        """Whether so few units say nothing, since even a perfect result would not pass with them."""
+        return not self.passed and self.needed is not None and self.accuracy.n < self.needed
 
 
 def behaviour(part: Part) -> Gate:
@@ -46,24 +62,55 @@ def behaviour(part: Part) -> Gate:
         mean_interval(moved),
         max(constant_accuracy(part), crossed_accuracy(part.problem.parts["score"])),
     )
-    reasons = []
-    if not accuracy.low > constant:
-        reasons.append(
-            f"accuracy {accuracy.value:.3f} [{accuracy.low:.3f}, {accuracy.high:.3f}] is not above the {constant:.3f} "
-            "of the best constant answer"
-        )
-    if not difference.low > 0:
-        reasons.append(
-            f"clean minus ablated is {difference.value:.3g} [{difference.low:.3g}, {difference.high:.3g}], not above 0"
-        )
-    said = f"accuracy {accuracy.value:.3f}, above the {constant:.3f} of the best constant answer"
+    passed = accuracy.low > constant, difference.low > metric_tie(runs)
+    seen = float(moved.std() / moved.mean()) if len(moved) > 1 and accuracy.value == 1 else math.inf
+    spread = max(SPREAD, seen) if 0 < seen < math.sqrt(BEYOND * len(moved)) / Z else SPREAD
+    least = fewest(0.0, spread)  # of fewer prompts some one answer may be right for all
     return Gate(
         accuracy=accuracy,
         constant=constant,
         difference=difference,
-        passed=not reasons,
-        reason="; ".join(reasons) or said,
+        passed=all(passed),
+        reason=_reason(accuracy, difference, constant, *passed),
+        needed=fewest(constant, spread) or (None if len(moved) >= least else least),
     )
+
+
+def _reason(accuracy: Interval, difference: Interval, constant: float, is_right: bool, falls: bool) -> str:
+    """What failed, or the accuracy where nothing did."""
+    interval = f"the lower end of its {100 * LEVEL:g} % interval"
+    reasons = []
+    if not is_right:
+        reasons.append(
+            f"accuracy is {accuracy.value:.3f}, and {interval} [{accuracy.low:.3f}, {accuracy.high:.3f}] is not above "
+            f"{constant:.3f}, that of the best constant answer"
+        )
+    if not falls and difference.n < 2:
+        reasons.append(f"clean minus ablated is {difference.value:.3g}, and one sequence gives no interval")
+    elif not falls:
+        reasons.append(
+            f"clean minus ablated is {difference.value:.3g}, and {interval} [{difference.low:.3g}, "
+            f"{difference.high:.3g}] is not above 0"
+        )
+    return "; ".join(reasons) or f"accuracy {accuracy.value:.3f}, above the {constant:.3f} of the best constant answer"
+
+
+def fewest(constant: float, spread: float = SPREAD) -> int | None:
+    """Units with which a perfect result passes at the gate's level; None where no number would do.
+
+    With n units all right the Wilson interval begins at n / (n + z^2). That of the fall of the metric excludes 0 where
+    its mean exceeds t / sqrt(n) of its standard deviations.
+
+    Args:
+        constant: accuracy of the best constant answer.
+        spread: standard deviation of the fall over units, as a share of its mean.
+    """
+    if constant >= 1:
+        return None
+    n = max(2, math.floor(constant * Z**2 / (1 - constant)) + 1)
+    while spread * float(t.ppf(0.5 + LEVEL / 2, n - 1)) >= math.sqrt(n):
+        n += 1
+    return n
 
 
 def per_unit(values: Tensor, unit: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ VERDICTS = {
     "candidate": ("orange", "Something that a circuit must have is missing; the headline says what."),
     "no faithful circuit": ("gray", "No small set of edges keeps enough of the behaviour."),
     "no behaviour to explain": ("gray", "The model does not do the task here, so there is no circuit to look for."),
+    "too few prompts to tell": ("gray", "Even a perfect result would not pass with so few sequences; give more."),
 }
 AGAIN = "run `interp circuit --fresh` again"
 

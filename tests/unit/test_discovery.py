@@ -107,6 +107,24 @@ def test_every_part_of_the_prompts_has_to_show_behaviour(part, what):
     assert found.headline.endswith(f"on the prompts that {what}.")
 
 
+def test_too_few_prompts_are_a_verdict_of_their_own():
+    one = subject(n=24)
+    found, kept = discover(one, one.problem("resample", False), QUICK)
+    assert kept is None and found.verdict == "too few prompts to tell"
+    needed = found.gate.needed
+    assert found.headline.startswith(
+        f"Too few prompts to tell (n = 6 on the prompts that evaluate; at least {needed} needed at the 99.9 % level): "
+    )
+
+
+def test_a_part_with_prompts_enough_that_shows_no_behaviour_decides_over_one_with_too_few():
+    answers = torch.randint(7, (24,), generator=torch.Generator().manual_seed(5))
+    one = subject(n=24, answers=answers)
+    found, _ = discover(one, one.problem("resample", False), QUICK)
+    assert found.gate.accuracy.n == 12 and found.verdict == "no behaviour to explain"
+    assert found.headline.endswith("on the prompts that rank edges.")
+
+
 def test_a_ratio_that_cannot_be_computed_ends_the_discovery_before_the_search(monkeypatch):
     def never(*given, **options):
         raise AssertionError("searched for a circuit whose share kept cannot be computed")

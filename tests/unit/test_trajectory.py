@@ -16,11 +16,11 @@ def holding(*edges: str):
 
 WITH = {"x": holding(A, B), ".": holding(B), "c": holding(A, B), "k": holding(B)}
 VERDICTS = {"x": "circuit", ".": "circuit", "c": "candidate", "k": "candidate"}
-VERDICTS |= {"n": "no behaviour to explain", "s": "no faithful circuit", "f": None}
+VERDICTS |= {"n": "no behaviour to explain", "s": "no faithful circuit", "t": "too few prompts to tell", "f": None}
 
 
 def life(pattern: str) -> tuple[int | None, int | None]:
-    """(born, died) of an edge: x a circuit holds it, . lacks it; c and k the same of a candidate; n, s: no circuit."""
+    """(born, died) of an edge: x a circuit holds it, . lacks it; c and k are candidates; n, s, t: no circuit."""
     steps = STEPS[: len(pattern)]
     row = [WITH.get(here) for here in pattern]
     (edge,) = (one for one in tracked(steps, row, [VERDICTS[here] for here in pattern]) if one.edge == A)
@@ -48,6 +48,7 @@ def life(pattern: str) -> tuple[int | None, int | None]:
         ("xxxnnn", (0, 30)),  # without behaviour nothing holds the edge
         ("xxx.n.", (0, 30)),
         ("xxxsss", (0, None)),  # a search that found nothing says nothing
+        ("xxxttt", (0, None)),  # nor do too few prompts
         ("xxfx", (None, None)),  # a checkpoint that failed ends the row
         ("xxx..f.", (0, None)),
     ],
