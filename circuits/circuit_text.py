@@ -36,8 +36,11 @@ def show_discovery(output: CircuitOutput) -> None:
     found = output.discovery
     told(found.headline)
     gate = found.gate
-    level = "" if gate.accuracy.level is None else f" ({100 * gate.accuracy.level:g} % interval)"
-    told(f"behaviour: accuracy {estimate(gate.accuracy)}{level}; without a look at the prompt {gate.constant:.3f}")
+    level = "" if gate.accuracy.level is None else f", {100 * gate.accuracy.level:g} % interval"
+    told(
+        f"behaviour: share of single answers right {estimate(gate.accuracy)} (each read position by itself{level}); "
+        f"without a look at the prompt {gate.constant:.3f}"
+    )
     if found.circuit is not None:
         about = found.circuit.provenance
         told(f"pairs: {about.pairs}; metric: {about.metric}; {about.ablation} ablation; ranked by {about.method}")
@@ -48,10 +51,7 @@ def show_discovery(output: CircuitOutput) -> None:
         _controls(found)
     if found.tests:
         _tests(found)
-    for role in found.roles:
-        other = f" of {role.other}" if role.other else ""
-        given = "" if role.given is None else f", {role.given:+.1%} with {role.other} out or through it"
-        told(f"{role.node}: {role.role}{other}: alone {role.alone:+.1%} of the metric{given} (n={role.n})")
+    _roles(found)
     if found.stability is not None and found.stability.overlap is not None:
         again = found.stability
         told(
@@ -71,16 +71,47 @@ def show_discovery(output: CircuitOutput) -> None:
 
 def _faithfulness(found: DiscoveryFile) -> None:
     one = found.faithfulness
+
+    def of(name: str, form: str = ".3f") -> str:
+        value, known = format(getattr(one, name), form), one.intervals.get(name)
+        return value if known is None else f"{value} [{known.low:{form}}, {known.high:{form}}]"
+
+    n = f"n={one.retained.n}, {'95 % intervals' if one.intervals else 'no intervals are stored for these'}"
+    told(f"faithfulness on held-out prompts: {estimate(one.retained)}")
     told(
-        f"faithfulness on held-out prompts: {estimate(one.retained)}; metric {one.metric_circuit:.3f} of "
-        f"{one.metric_model:.3f} (all ablated: {one.metric_ablated:.3f}); KL {one.kl:.3g} nats; accuracy "
-        f"{one.accuracy_circuit:.3f} of {one.accuracy_model:.3f}"
+        f"metric {of('metric_circuit')} of {of('metric_model')} (all ablated: {of('metric_ablated')}); "
+        f"KL {of('kl', '.3g')} nats; single answers right {of('accuracy_circuit')} of {of('accuracy_model')} ({n})"
     )
     if one.cmd is not None:
         beats = " (above 1: circuits that beat the model)" if one.cpr is not None and one.cpr > 1 else ""
-        told(f"MIB: CMD {one.cmd:.3f} (0 is best), beside it CPR {one.cpr:.3f}{beats}")
+        cpr = "" if one.cpr is None else f", beside it CPR {of('cpr')}{beats}"
+        told(f"MIB: CMD {of('cmd')} (0 is best){cpr} ({n})")
     if one.curve:
         told(_curve(one.curve))
+
+
+def _roles(found: DiscoveryFile) -> None:
+    """A line for each role, in shares of the metric that are lost, and below them what the intervals are."""
+    for role in found.roles:
+        between, alone = f"[{role.low:.1%}, {role.high:.1%}]", _within(role.alone, role.alone_low, role.alone_high)
+        given = "" if role.given is None else _within(role.given, role.given_low, role.given_high)
+        if role.role == "backup" and role.given is not None:
+            said = f" of {role.other}: ablating it costs {alone} of the metric alone and {given} while {role.other} is "
+            said += f"ablated: {role.given - role.alone:.1%} {between} more"
+        elif role.role == "relay":
+            said = (
+                f" of {role.other}: ablating it costs {alone} of the metric, leaving out only what {role.other} writes "
+            )
+            said += f"into its values {given}: {between} more than a relay needs"
+        else:
+            said = f": ablating it costs {role.alone:.1%} {between} of the metric, which rises without it"
+        told(f"{role.node}: {role.role}{said} (n={role.n})")
+    if found.roles:
+        told("roles: n sequences of the prompts that rank edges; 95 % intervals, widened for the number of tests")
+
+
+def _within(value: float, low: float | None, high: float | None) -> str:
+    return f"{value:.1%}" if low is None or high is None else f"{value:.1%} [{low:.1%}, {high:.1%}]"
 
 
 def _curve(curve: Sequence[CurvePoint]) -> str:

@@ -11,9 +11,7 @@ from circuits.gate import Gate
 from circuits.interactions import PairEffect, Role
 from interp.config import Frozen
 
-Verdict = Literal[
-    "circuit", "candidate", "no faithful circuit", "no behaviour to explain", "too few prompts to tell"
-]
+Verdict = Literal["circuit", "candidate", "no faithful circuit", "no behaviour to explain", "too few prompts to tell"]
 
 
 class RankingSummary(Frozen):
@@ -52,8 +50,8 @@ class Faithfulness(Frozen):
     )
     intervals: dict[str, Interval] = Field(
         default_factory=dict,
-        description="of metric_model, metric_circuit, metric_ablated, kl, accuracy_model, accuracy_circuit, cmd and cpr "
-        "over sequences, by name; empty in files from before they were kept",
+        description="over sequences: of metric_model, metric_circuit, metric_ablated, kl, accuracy_model, "
+        "accuracy_circuit, cmd and cpr, by name; empty in files from before they were kept",
     )
 
 

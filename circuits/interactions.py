@@ -29,20 +29,30 @@ class PairEffect(Frozen):
     interaction: float = Field(description="0: additive; above: stand-ins; below: they need each other")
     low: float
     high: float
+    together_low: float | None = Field(None, description="null in files from before it was kept, as are the two below")
+    together_high: float | None = None
+    n: int | None = Field(None, description="sequences, of those that rank edges")
 
 
 class Role(Frozen):
-    """What a head is besides its place in the circuit."""
+    """What a head or MLP is besides its place in the circuit; all intervals are widened for the number of tests."""
 
     node: str
     role: str = Field(description="backup, negative or relay")
     other: str = Field(description="the head that it backs up, or whose output it passes on; empty for none")
     alone: float = Field(description="effect of ablating it in the clean run, as a share of clean minus ablated")
     given: float | None = Field(description="its effect while the other head is ablated, or through the other's edge")
-    low: float
+    low: float = Field(
+        description="of what the role rests on: backup: given minus alone; negative: alone; relay: given minus 80 % of "
+        "alone"
+    )
     high: float
-    n: int
+    n: int = Field(description="sequences, of those that rank edges")
     rule: str
+    alone_low: float | None = Field(None, description="null in files from before it was kept, as are the next three")
+    alone_high: float | None = None
+    given_low: float | None = None
+    given_high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -151,18 +161,22 @@ def _backups(measure: Measure, nodes: list[int], single: dict[int, Tensor]) -> l
     pairs = [(a, b) for a in nodes for b in nodes if a < b]
     both = measure.of([measure.without_edges([], measure.without_node(a) & measure.without_node(b)) for a, b in pairs])
     direct = dict(zip(nodes, measure.of([measure.without_edges([measure.to_logits(i)]) for i in nodes]), strict=True))
-    found, rule = [], f"effect then, and gain over alone, at least {SIZE:.0%} and above 0 beyond {2 * len(pairs)} tests"
+    found, tests = [], 2 * len(pairs)
+    rule = (
+        f"costs at least {SIZE:.0%} of the metric while the other is ablated, and at least {SIZE:.0%} more than alone; "
+    )
+    rule += f"both intervals, widened for {tests} tests, are above 0"
     for (a, b), together in zip(pairs, both, strict=True):
         extra = together - single[a] - single[b]
-        mean, low, high = measure.interval(extra, 2 * len(pairs))
+        mean, low, high = measure.interval(extra, tests)
         if not (mean >= SIZE and low > 0):
             continue
         primary, backup = _ordered(a, b, direct, single)
         given = together - single[primary]
-        helps = measure.interval(given, 2 * len(pairs))
+        helps = measure.interval(given, tests)
         if not (helps[0] >= SIZE and helps[1] > 0):  # a negative head whose input is gone loses its harm: no backup
             continue
-        found.append(_role(measure, backup, "backup", primary, single, float(given.mean()), (low, high), rule))
+        found.append(_role(measure, (backup, "backup", primary), single[backup], given, (low, high), (tests, rule)))
     return found
 
 
@@ -178,11 +192,12 @@ def _ordered(a: int, b: int, direct: dict[int, Tensor], single: dict[int, Tensor
 
 
 def _negative(measure: Measure, nodes: list[int], single: dict[int, Tensor]) -> list[Role]:
-    found, rule = [], f"ablating it raises the metric by at least {SIZE:.0%}, beyond {len(nodes)} tests"
+    found, tests = [], len(nodes)
+    rule = f"ablating it raises the metric by at least {SIZE:.0%}; the interval, widened for {tests} tests, is below 0"
     for node in nodes:
-        mean, low, high = measure.interval(single[node], len(nodes))
+        mean, low, high = measure.interval(single[node], tests)
         if mean <= -SIZE and high < 0:
-            found.append(_role(measure, node, "negative", None, single, None, (low, high), rule))
+            found.append(_role(measure, (node, "negative", None), single[node], None, (low, high), (tests, rule)))
     return found
 
 
@@ -200,22 +215,36 @@ def _relays(measure: Measure, nodes: list[int], single: dict[int, Tensor]) -> li
         whole = float(single[b].mean())
         mean, low, high = measure.interval(through - RELAYED * single[b], len(cases))
         if whole >= SIZE and mean >= 0 and measure.interval(single[b], len(nodes))[1] > 0:
-            found.append(_role(measure, b, "relay", a, single, float(through.mean()), (low, high), rule))
+            found.append(_role(measure, (b, "relay", a), single[b], through, (low, high), (len(cases), rule)))
     return found
 
 
-def _role(measure, node: int, role: str, other: int | None, single, given, bounds, rule: str) -> Role:
-    names = measure.graph.senders
+def _role(
+    measure: Measure,
+    what: tuple[int, str, int | None],
+    alone: Float[Tensor, "unit"],
+    given: Float[Tensor, "unit"] | None,
+    bounds: tuple[float, float],
+    why: tuple[int, str],
+) -> Role:
+    """A role of (node, role, other node), with intervals for (number of tests, rule)."""
+    names, (node, role, other), (tests, rule) = measure.graph.senders, what, why
+    own = measure.interval(alone, tests)
+    then = (None, None, None) if given is None else measure.interval(given, tests)
     return Role(
         node=names[node],
         role=role,
         other="" if other is None else names[other],
-        alone=float(single[node].mean()),
-        given=given,
+        alone=own[0],
+        given=then[0],
         low=bounds[0],
         high=bounds[1],
         n=measure.n,
         rule=rule,
+        alone_low=own[1],
+        alone_high=own[2],
+        given_low=then[1],
+        given_high=then[2],
     )
 
 
@@ -226,10 +255,21 @@ def _pairs(measure: Measure, edges: list[tuple[int, int]]) -> list[PairEffect]:
     found = []
     for (i, j), together in zip(which, both, strict=True):
         mean, low, high = measure.interval(together - single[i] - single[j], len(which))
-        names = (measure.graph.name(*edges[i]), measure.graph.name(*edges[j]))
+        names, whole = (
+            (measure.graph.name(*edges[i]), measure.graph.name(*edges[j])),
+            measure.interval(together, len(which)),
+        )
         found.append(
             PairEffect(
-                first=names[0], second=names[1], together=float(together.mean()), interaction=mean, low=low, high=high
+                first=names[0],
+                second=names[1],
+                together=whole[0],
+                interaction=mean,
+                low=low,
+                high=high,
+                together_low=whole[1],
+                together_high=whole[2],
+                n=measure.n,
             )
         )
     return found

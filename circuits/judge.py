@@ -20,6 +20,7 @@ from circuits.faithfulness import (
     share_tie,
     sizes_for,
 )
+from circuits.faithfulness_intervals import Draws, share_intervals
 from circuits.find import Found, Settings
 from circuits.masked import MaskedRuns
 from circuits.metrics import KL
@@ -101,21 +102,25 @@ def _faithfulness(
     areas = mib_areas(runs, found.scores, problem.live, n_edges)
     best = optimal_frontier(runs, problem.live)
     both = torch.stack((problem.live, found.kept))
-    kl = runs.values(both, KL(runs.metric.positions)).mean(1)
-    accuracy = runs.values(both, part.accuracy).mean(1)
+    kl = runs.values(both, KL(runs.metric.positions))
+    accuracy = runs.values(both, part.accuracy)
+    unit, draws = part.pairs.unit, Draws(part.pairs.unit, generator(stream.initial_seed(), "intervals"))
+    means = {"metric_model": runs.clean, "metric_circuit": values, "metric_ablated": runs.ablated, "kl": kl[1]}
+    shares = {"accuracy_model": accuracy[0], "accuracy_circuit": accuracy[1]}
     return Faithfulness(
         retained=kept,
         metric_model=float(runs.clean.mean()),
         metric_circuit=float(values.mean()),
         metric_ablated=float(runs.ablated.mean()),
-        kl=float(kl[1]),
-        accuracy_model=float(accuracy[0]),
-        accuracy_circuit=float(accuracy[1]),
+        kl=float(kl[1].mean()),
+        accuracy_model=float(accuracy[0].mean()),
+        accuracy_circuit=float(accuracy[1].mean()),
         cmd=areas.cmd,
         cpr=areas.cpr,
         log_area=areas.log_area,
         curve=_points(found_curve),
         optimal=[] if best is None else _points(best),
+        intervals=draws.means(means) | share_intervals(shares, unit) | draws.areas(areas, runs),
     )
 
 

@@ -8,7 +8,7 @@ from circuits.report.circuit_drawn import drawn, kinds, total
 from circuits.report.numbers import bounds, count, decimal, estimate, probability, sample
 
 if TYPE_CHECKING:
-    from circuits.discovery_result import DiscoveryFile
+    from circuits.discovery_result import DiscoveryFile, Faithfulness
     from circuits.interactions import PairEffect, Role
     from circuits.trajectory import Trajectory
 
@@ -49,29 +49,45 @@ def keys(found: "DiscoveryFile") -> list[Key]:
         Key("Metric kept", _share(one.retained.value), f"{_range(one.retained)}, {sample(one.retained.n)} sequences"),
         Key("Edges", count(found.n_kept), f"{_share(share)} of {count(found.n_live)} live ones"),
         best,
-        Key("Accuracy", _share(one.accuracy_circuit), f"of the circuit; the model's is {_share(one.accuracy_model)}"),
+        _right(one),
     ]
+
+
+def _right(one: "Faithfulness") -> Key:
+    """Share of single answers that the circuit alone gets right."""
+    n, known = f"{sample(one.retained.n)} sequences", one.intervals.get("accuracy_circuit")
+    spread = f"{n}, no interval stored" if known is None else f"{_range(known)}, {n}"
+    model = f"the model alone has {_share(one.accuracy_model)}"
+    return Key("Answers right with the circuit alone", _share(one.accuracy_circuit), f"{spread}; {model}")
 
 
 def behaviour(found: "DiscoveryFile") -> list[tuple[str, str]]:
     """What the model does, and what the circuit keeps of it."""
     gate, one = found.gate, found.faithfulness
-    said = f"accuracy {estimate(gate.accuracy)}; always the best constant answer gives {decimal(gate.constant)}"
+    said = f"share of single answers right {estimate(gate.accuracy)}, each read position by itself; "
+    said += f"always the best constant answer gives {decimal(gate.constant)}"
     rows = [
         ("Behaviour", f"{said} ({100 * gate.accuracy.level:g} % intervals, in the next line too)"),
         ("All ablated", f"the metric falls by {estimate(gate.difference)}"),
     ]
     if one is None:
         return rows
-    values = f"model {decimal(one.metric_model)}, circuit {decimal(one.metric_circuit)}"
+
+    def told(name: str) -> str:
+        value = decimal(getattr(one, name))
+        return f"{value} {bounds(one.intervals[name])}" if name in one.intervals else value
+
+    values = f"model {told('metric_model')}, circuit {told('metric_circuit')}, all ablated {told('metric_ablated')}"
+    level = "95 % intervals" if one.intervals else "no interval stored"
+    n = f"{sample(one.retained.n)} held-out sequences, {level}"
     rows += [
-        ("Metric", f"{values}, all ablated {decimal(one.metric_ablated)}"),
+        ("Metric", f"{values}; {n}"),
         ("Kept", f"{estimate(one.retained)}: (circuit \u2212 ablated) / (model \u2212 ablated), ratio of means"),
-        ("KL", f"{decimal(one.kl)} nats per read position, from model to circuit"),
+        ("KL", f"{told('kl')} nats per read position, from model to circuit; {n}"),
     ]
     if one.cmd is not None and one.cpr is not None:
         beats = "; above 1 means circuits that beat the model" if one.cpr > 1 else ""
-        rows.append(("MIB areas", f"CMD {decimal(one.cmd)} (0 is best), CPR {decimal(one.cpr)}{beats}; linear axis"))
+        rows.append(("MIB areas", f"CMD {told('cmd')} (0 is best), CPR {told('cpr')}{beats}; linear axis; {n}"))
     return rows
 
 
@@ -117,38 +133,52 @@ def tests(found: "DiscoveryFile") -> Grid:
 
 
 def roles(found: "DiscoveryFile") -> Grid:
-    """What heads are besides their place."""
+    """What heads and MLPs are besides their place."""
     rows = [(row.node, *role_words(row), count(row.n), row.rule) for row in found.roles]
-    caption = "Heads with a role; effects are shares of clean minus ablated, with intervals widened for all tests."
-    return Grid(caption, ("head", "role", "effect of ablating it", "n", "rule"), tuple(rows))
+    caption = (
+        "Heads and MLPs with a role. Effects are shares of clean minus ablated that are lost by ablating them, on the "
+        "prompts that rank edges; n counts sequences. 95 % intervals are widened for the number of tests (Bonferroni)."
+    )
+    return Grid(caption, ("component", "role", "effect of ablating it", "n", "rule"), tuple(rows))
 
 
 def role_words(role: "Role") -> tuple[str, str]:
-    """Role and effects of one head; what its interval is of differs by role."""
+    """Role and effects of one head or MLP; what its interval is of differs by role."""
     between = f"[{_share(role.low)}, {_share(role.high)}]"
-    alone = f"alone {_share(role.alone)}"
-    if role.role == "backup":
-        return (
-            f"backup of {role.other}",
-            f"{alone}; with {role.other} ablated {_share(role.given)}, a gain of {between}",
-        )
+    alone = f"alone {_within(role.alone, role.alone_low, role.alone_high)}"
+    given = "" if role.given is None else _within(role.given, role.given_low, role.given_high)
+    if role.role == "backup" and role.given is not None:
+        gain = f"{_share(role.given - role.alone)} {between} more"
+        return f"backup of {role.other}", f"{alone}; while {role.other} is ablated {given}, which is {gain}"
     if role.role == "relay":
-        through = f"through what {role.other} writes {_share(role.given)}, beyond the rule by {between}"
+        through = f"leaving out only what {role.other} writes into its values {given}, beyond the rule by {between}"
         return f"relay of {role.other}", f"{alone}; {through}"
-    return role.role, f"{alone} {between}"
+    return role.role, f"alone {_share(role.alone)} {between}"
 
 
 def pairs(found: "DiscoveryFile") -> Grid:
     """Pairs of edges that do more, or less, together than apart."""
     far = [row for row in found.pairs if row.low > 0 or row.high < 0]
+    n = next((row.n for row in far if row.n is not None), None)
+    if n is None and found.circuit is not None:  # files from before it was kept with each pair
+        n = found.circuit.provenance.n_units.get("score")
     rows = [
-        (f"{row.first} and {row.second}", _share(row.together), interaction_words(row))
+        (
+            f"{row.first} and {row.second}",
+            _within(row.together, row.together_low, row.together_high),
+            interaction_words(row),
+            DASH if n is None else count(n),
+        )
         for row in sorted(far, key=lambda row: -abs(row.interaction))[:MOST_PAIRS]
     ]
     caption = "Pairs whose joint effect is not the sum of both, beyond the interval: positive for stand-ins, "
     caption += "negative for edges that need each other."
     caption += f" The {MOST_PAIRS} largest of {count(len(far))}." if len(far) > MOST_PAIRS else ""
-    return Grid(caption, ("pair", "lost without both", "E(ab) \u2212 E(a) \u2212 E(b)"), tuple(rows))
+    caption += (
+        " Shares of clean minus ablated on the prompts that rank edges; n counts sequences. 95 % intervals are widened "
+        f"for the {count(len(found.pairs))} pairs looked at (Bonferroni)."
+    )
+    return Grid(caption, ("pair", "lost without both", "E(ab) \u2212 E(a) \u2212 E(b)", "n"), tuple(rows))
 
 
 def interaction_words(pair: "PairEffect") -> str:
@@ -278,6 +308,11 @@ def provenance(found: "DiscoveryFile", extra: Sequence[tuple[str, str]] = ()) ->
 
 def _share(value: float | None) -> str:
     return DASH if value is None else f"{100 * value:.1f} %".replace("-", "\u2212")
+
+
+def _within(value: float, low: float | None, high: float | None) -> str:
+    """A share with its interval, where one is stored."""
+    return _share(value) if low is None or high is None else f"{_share(value)} [{_share(low)}, {_share(high)}]"
 
 
 def _range(interval) -> str:

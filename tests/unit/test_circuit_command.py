@@ -58,7 +58,7 @@ def test_the_text_begins_with_the_verdict(capsys, run):
     code, out, _ = called(capsys, *of_run(run, *QUICK))
     assert code == 0 and out.startswith(("Circuit: ", "Candidate: "))
     for part in (
-        "behaviour: accuracy",
+        "behaviour: share of single answers right",
         "faithfulness on held-out",
         "MIB: CMD",
         "random paths",

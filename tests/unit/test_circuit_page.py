@@ -16,7 +16,7 @@ from circuits.interchange.export import circuit_of_path
 from circuits.outputs import CircuitReportOutput
 from circuits.report.circuit_page import MOST_DRAWINGS, Background, chosen, render_circuit_page
 from circuits.report.circuit_stored import fellows, shelf_of_run, stored_circuit
-from circuits.report.circuit_tables import controls, stability, story_table
+from circuits.report.circuit_tables import behaviour, controls, keys, pairs, roles, stability, story_table
 from circuits.stored import StoredCircuit, discovery_payload, stored_circuits
 from circuits.trajectory import trajectory
 from interp.cli import main
@@ -24,7 +24,7 @@ from interp.config import RunConfig
 from interp.jsonfile import write_sealed
 from interp.run import Store
 from tests.security.test_report_injection import PAYLOADS
-from tests.unit.small_circuits import circuit, discovery, placed, provenance, same
+from tests.unit.small_circuits import circuit, discovery, interval, placed, provenance, same
 
 EARLY = circuit(edges={"embed->L0.H1.k": 1.0, "M1->logits": 3.0})
 LATE = circuit(edges={"embed->L0.H1.k": 1.0, "L0.H1->M1": -2.0, "M1->logits": 3.0})
@@ -68,7 +68,7 @@ def test_the_page_has_every_part_of_a_discovery_with_its_numbers():
         "0.0099",
         "minimality",
         "backup of L1.H0",
-        "with L1.H0 ablated 40.0 %, a gain of [30.0 %, 50.0 %]",
+        "while L1.H0 is ablated 40.0 %, which is 39.0 % [30.0 %, 50.0 %] more",
         "embed->L0.H0.k and embed->M0",
         "\u221220.0 % [\u221230.0 %, \u221210.0 %]",
         "L0.H1->M1",
@@ -81,6 +81,47 @@ def test_the_page_has_every_part_of_a_discovery_with_its_numbers():
         assert part in words, part
     assert text.count('<svg xmlns="http://www.w3.org/2000/svg" class="circuit-graph"') == 1
     assert "Faithfulness by size" in text
+
+
+def test_numbers_of_the_page_have_n_and_an_interval_or_say_that_none_is_stored():
+    bare = discovery(LATE)
+    (right,) = (key for key in keys(bare) if key.name.startswith("Answers right"))
+    assert right.number == "98.0 %" and "32 sequences, no interval stored" in right.detail
+    names = (
+        "metric_model",
+        "metric_circuit",
+        "metric_ablated",
+        "kl",
+        "accuracy_model",
+        "accuracy_circuit",
+        "cmd",
+        "cpr",
+    )
+    known = {name: interval(getattr(bare.faithfulness, name)) for name in names}
+    found = bare.model_copy(update={"faithfulness": bare.faithfulness.model_copy(update={"intervals": known})})
+    (right,) = (key for key in keys(found) if key.name.startswith("Answers right"))
+    assert "[97.0, 99.0] %" in right.detail and "32 sequences" in right.detail
+    rows = dict(behaviour(found))
+    assert "circuit 9.200 [9.190, 9.210]" in rows["Metric"] and "0.020 [0.010, 0.030] nats" in rows["KL"]
+    assert "CMD 0.110 [0.100, 0.120] (0 is best), CPR 0.910 [0.900, 0.920]" in rows["MIB areas"]
+    assert all("32 held-out sequences, 95 % intervals" in rows[name] for name in ("Metric", "KL", "MIB areas"))
+    assert "no interval stored" in dict(behaviour(bare))["KL"]
+
+
+def test_roles_and_pairs_have_n_and_intervals():
+    found = discovery(LATE)
+    grid = pairs(found)
+    assert grid.columns[-1] == "n" and grid.rows[0][1:] == ("50.0 %", grid.rows[0][2], "64"), (
+        "n of the prompts that rank"
+    )
+    pair = found.pairs[0].model_copy(update={"together_low": 0.4, "together_high": 0.6, "n": 63})
+    row = pairs(found.model_copy(update={"pairs": [pair]})).rows[0]
+    assert row[1] == "50.0 % [40.0 %, 60.0 %]" and row[3] == "63"
+    spread = {"alone_low": 0.0, "alone_high": 0.02, "given_low": 0.35, "given_high": 0.45}
+    role = found.roles[0].model_copy(update=spread)
+    grid = roles(found.model_copy(update={"roles": [role]}))
+    assert grid.columns[0] == "component", "an MLP can have a role too"
+    assert "alone 1.0 % [0.0 %, 2.0 %]; while L1.H0 is ablated 40.0 % [35.0 %, 45.0 %]" in grid.rows[0][2]
 
 
 def test_the_page_prints_how_much_of_the_circuit_controls_hold():
@@ -213,7 +254,7 @@ def test_the_command_writes_page_and_circuit_from_what_is_stored(tmp_path, capsy
     jsonschema.validate(value, CircuitReportOutput.model_json_schema())
     assert (value["step"], value["verdict"]) == (128, "circuit")
     folder = store.root / "poly1" / "report"
-    assert {path.name for path in folder.iterdir()} == {"circuit.html", "circuit.json"}
+    assert {path.name for path in folder.iterdir()} == {"circuit.html", "circuit.json", "circuit.svg"}
     assert same(circuit_of_path(folder / "circuit.json")[0], LATE)
     first = (folder / "circuit.html").read_bytes()
     assert b"Through training" in first

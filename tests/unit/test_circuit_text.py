@@ -86,3 +86,65 @@ def test_each_control_and_test_is_one_row_with_its_words_below(capsys, monkeypat
     )
     assert "minimality, null: an edge does nothing" in words and "…" not in words
     assert " 75.0% " in words and "shared: edges of the found circuit that they hold too" in words
+
+
+def printed(capsys, monkeypatch, **changes) -> str:
+    monkeypatch.setenv("COLUMNS", "300")
+    found = discovery(circuit()).model_copy(update=changes)
+    show_discovery(CircuitOutput(model="m", step=1, discovery=found, trajectory=None))
+    return capsys.readouterr().out
+
+
+def test_the_role_of_a_backup_has_its_gain_with_an_interval(capsys, monkeypatch):
+    text = printed(capsys, monkeypatch)
+    said = "L1.H1: backup of L1.H0: ablating it costs 1.0% of the metric alone and 40.0% while L1.H0 is ablated: "
+    assert f"{said}39.0% [30.0%, 50.0%] more (n=64)" in text
+    assert "roles: n sequences of the prompts that rank edges; 95 % intervals, widened for the number of tests" in text
+
+
+@pytest.mark.parametrize(
+    ("role", "said"),
+    [
+        ("negative", "M1: negative: ablating it costs -20.0% [-30.0%, -10.0%] of the metric, which rises without it"),
+        (
+            "relay",
+            "M1: relay of L1.H0: ablating it costs -20.0% [-31.0%, -9.0%] of the metric, leaving out only what L1.H0 "
+            "writes into its values -19.0% [-28.0%, -8.0%]: [-30.0%, -10.0%] more than a relay needs",
+        ),
+    ],
+)
+def test_other_roles_say_what_their_interval_is_of(capsys, monkeypatch, role, said):
+    given = {"given": -0.19, "given_low": -0.28, "given_high": -0.08} if role == "relay" else {"given": None}
+    changes = {
+        "node": "M1",
+        "role": role,
+        "alone": -0.2,
+        "low": -0.3,
+        "high": -0.1,
+        "alone_low": -0.31,
+        "alone_high": -0.09,
+    }
+    one = discovery(circuit()).roles[0].model_copy(update={**changes, **given})
+    assert said in printed(capsys, monkeypatch, roles=[one])
+
+
+def test_divergence_and_areas_have_intervals_or_say_that_none_is_stored(capsys, monkeypatch):
+    text = printed(capsys, monkeypatch)
+    assert "KL 0.02 nats; single answers right 0.980 of 1.000 (n=32, no intervals are stored for these)" in text
+    one = discovery(circuit()).faithfulness
+    names = (
+        "metric_model",
+        "metric_circuit",
+        "metric_ablated",
+        "kl",
+        "accuracy_model",
+        "accuracy_circuit",
+        "cmd",
+        "cpr",
+    )
+    known = {name: interval(getattr(one, name)) for name in names}
+    text = printed(capsys, monkeypatch, faithfulness=one.model_copy(update={"intervals": known}))
+    assert "KL 0.02 [0.01, 0.03] nats; single answers right 0.980 [0.970, 0.990] of 1.000 [0.990, 1.010] (n=32" in text
+    assert (
+        "MIB: CMD 0.110 [0.100, 0.120] (0 is best), beside it CPR 0.910 [0.900, 0.920] (n=32, 95 % intervals)" in text
+    )
