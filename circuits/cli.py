@@ -135,7 +135,7 @@ def circuit_page(
     store: StoreOption = Path("runs"),
     as_json: JsonOption = False,
 ) -> None:
-    """Write circuit.html and circuit.json from circuits that are stored; nothing is computed."""
+    """Write circuit.html, circuit.svg and circuit.json from circuits that are stored; nothing is computed."""
     from interp.errors import UsageError
 
     if checkpoint != "last" and not checkpoint.isdecimal():

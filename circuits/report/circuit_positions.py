@@ -91,7 +91,8 @@ def _edge(place: _Grid, data: Drawn, edge: DrawnEdge, scale: tuple[float, float]
         element("path", d=path, class_="wire", stroke_width=width),
         element("path", d=f"M{x1:.1f},{y1:.1f} l{-size:.1f},{size * 1.7:.1f} h{2 * size:.1f} z", class_="tip"),
     ]
-    return element("g", *parts, class_=f"edge {'down' if edge.score < 0 else 'up'}", data_edge=name)
+    kind = "down" if edge.score < 0 else "up"
+    return element("g", *parts, class_=f"edge {kind}", data_edge=name, data_whole=edge.name)
 
 
 def _path(x0: float, y0: float, x1: float, y1: float, pitch: float) -> str:
@@ -121,6 +122,5 @@ def _cell(place: _Grid, data: Drawn, used: set[tuple[str, int]], row: str, pos: 
         for slot, shift in SLOTS.items()
         if (f"{row}.{slot}", pos) in used
     ]
-    return element(
-        "g", element("title", told), element("rect", **corner, rx=5, class_="frame"), *letters, class_="node"
-    )
+    frame = element("rect", **corner, rx=5, class_="frame")
+    return element("g", element("title", told), frame, *letters, class_="node", data_node=row)

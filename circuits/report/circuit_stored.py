@@ -5,12 +5,17 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from circuits.cli_circuit import circuit
 from circuits.interchange.own import EARLIER, FILE, write_circuit
 from circuits.kept_folder import kept_in, model_of, read_kept, set_aside
+from circuits.report.circuit_drawn import drawn
+from circuits.report.circuit_file import circuit_file
 from circuits.report.circuit_page import Background, render_circuit_page
+from circuits.report.circuit_page import title as title_of_page
+from circuits.report.circuit_positions import fits
+from circuits.report.circuit_tables import tips
 from circuits.stored import StoredCircuit, asked, choose, other_choice, stored_circuits
 from circuits.trajectory import trajectory
 from interp.console import note
@@ -18,7 +23,10 @@ from interp.errors import UsageError
 from interp.files import disk_errors, replace
 from interp.run import Run
 
-PAGE = "circuit.html"
+if TYPE_CHECKING:
+    from circuits.discovery_result import DiscoveryFile
+
+PAGE, DRAWING = "circuit.html", "circuit.svg"
 Commands = Callable[[StoredCircuit], list[tuple[str, str]]]
 
 
@@ -114,9 +122,9 @@ def stored_circuit(shelf: Shelf, step: int | None, by_position: bool | None = No
 
 
 def write_circuit_page(shelf: Shelf, main: StoredCircuit, folder: Path | None = None) -> dict[str, Path]:
-    """Write circuit.html, and circuit.json where there is a circuit; equal discoveries give equal bytes.
+    """Write circuit.html, and circuit.json and circuit.svg where there is a circuit; equal discoveries, equal bytes.
 
-    Where there is none, a circuit.json from before is renamed, so that it does not stand for this discovery.
+    Where there is none, those from before are renamed, so that they do not stand for this discovery.
 
     Raises:
         UsageError: for a folder that holds discoveries in another model.
@@ -136,9 +144,22 @@ def write_circuit_page(shelf: Shelf, main: StoredCircuit, folder: Path | None = 
     if found.circuit is not None:
         write_circuit(folder / FILE, found.circuit)
         files["json"] = folder / FILE
-    elif set_aside(folder) is not None:
+        replace(folder / DRAWING, drawing_of(found, shelf.name, step_of(main)).encode("utf-8"))
+        files["svg"] = folder / DRAWING
+        return files
+    if set_aside(folder) is not None:
         note(f"{folder / FILE} held a circuit of another discovery; it is now {EARLIER}")
+    with disk_errors(folder):
+        if (folder / DRAWING).is_file():
+            (folder / DRAWING).replace(folder / f"earlier-{DRAWING}")
     return files
+
+
+def drawing_of(found: "DiscoveryFile", model: str, step: int | None) -> str:
+    """The first drawing of the page as a file of its own: by position where there is room, else by layer and head."""
+    columns = found.circuit.n_pos and fits(drawn(found.circuit))
+    title = title_of_page(found, model, step, "")
+    return circuit_file(found.circuit, positions="columns" if columns else "pooled", tips=tips(found), title=title)
 
 
 def step_of(main: StoredCircuit) -> int | None:

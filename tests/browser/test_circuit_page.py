@@ -96,3 +96,30 @@ def test_variables_of_the_page_around_colour_the_drawing(browser, folder, tmp_pa
     assert tab.evaluate(COLOUR.format(".up .wire", "stroke")) == "rgb(1, 2, 3)"
     assert tab.evaluate(COLOUR.format(".node .frame", "stroke")) == "rgb(4, 5, 6)"
     tab.close()
+
+
+def test_a_wide_drawing_takes_the_width_of_the_window_before_it_scrolls_in_its_own_frame(browser, folder, tmp_path):
+    data = placed({("embed->L0.H0.k", 1, 3): 1.0, ("L0.H0->logits", 3, 3): -2.0}).to_file().model_dump(mode="json")
+    many = data | {"n_pos": 33, "columns": [f"p{place}" for place in range(33)]}
+    wide = circuit_svg(many, positions="columns", styled=False)
+    text = (folder / "positions.html").read_text(encoding="utf-8")
+    start = text.index('<svg xmlns="http://www.w3.org/2000/svg" class="circuit-graph"')
+    end = text.index("</svg>", start) + len("</svg>")
+    (tmp_path / "wide.html").write_text(text[:start] + wide + text[end:], encoding="utf-8")
+    frame = "document.querySelector('.broad > .scroll')"
+    for width, whole in ((1440, True), (390, False)):
+        tab = Page(browser)
+        tab.view(width, 900)
+        tab.goto((tmp_path / "wide.html").as_uri())
+        assert (tab.evaluate(f"{frame}.scrollWidth <= {frame}.clientWidth")) is whole
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width
+        left, right = tab.evaluate(f"(({{left, right}}) => [left, right])({frame}.getBoundingClientRect())")
+        assert left >= 0 and right <= width
+        drawn = tab.evaluate("document.querySelector('.circuit-graph').getBoundingClientRect().width")
+        assert drawn == float(wide.split(' width="')[1].split('"')[0])
+        hint = tab.evaluate("getComputedStyle(document.querySelector('.sideways')).display")
+        assert (hint == "none") is whole
+        tab.evaluate(f"{frame}.focus()")
+        tab.press("ArrowRight")
+        tab.until(f"{frame}.scrollLeft {'=== 0' if whole else '> 0'}", 10)
+        tab.close()
