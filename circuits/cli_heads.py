@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 Types = Annotated[str | None, typer.Option(help="Head types, separated by commas; all if not given.")]
 NNull = Annotated[
     int | None,
-    typer.Option("--n-null", min=99, help="Random twins; 400 if not given, or 100 where a forward is dear."),
+    typer.Option("--n-null", min=99, help="Random twins; if not given 100 to 400, as many as 30 s are enough for."),
 ]
 Bos = Annotated[
     str,

@@ -14,7 +14,7 @@ from circuits.engine.runs import as_decoder
 from circuits.heads.checks import Head, Setting, interval, label
 from circuits.heads.probe import Probe, Vocabulary, narrowed, pairs_probe, repeat_probe
 from circuits.heads.scan import Scanned, p_values, scan, sign_maxima
-from circuits.heads.twins import TwinPlan, layer_parameters, plan_twins, shape_of, twin_maxima
+from circuits.heads.twins import MOST, SECONDS, TwinPlan, layer_parameters, plan_twins, shape_of, twin_maxima
 from circuits.heads.view import copying_score
 from interp.decoder import Decoder
 from interp.errors import UnknownName, UsageError
@@ -36,7 +36,7 @@ class HeadOptions:
     """How much work a scan does.
 
     Attributes:
-        n_null: random twins; None: 400 where they are cheap, else 100.
+        n_null: random twins; None: 100 to 400, as many as 30 s are enough for.
         n_sequences: random sequences; None: 64 for small models, else 16.
         block: length of the repeated block; None: 20, or what vocabulary and context allow.
         causal: whether flagged heads are tested by intervention.
@@ -207,7 +207,7 @@ class _Study:
             scores=_scores(scanned, judged, verdicts, copies, setting.stream),
             null=judged.summary,
             causal=checks,
-            limits=_limits(self.n_types, judged, tested),
+            limits=_limits(self.n_types, judged, tested, self.options.n_null is not None),
             timing={**spent, "causal checks": round(time.process_time() - started, 2)},
         )
 
@@ -254,7 +254,7 @@ def _summary(name: str, maxima: Tensor, n_types: int, heads: str, kept: dict[str
         quantile_95=float(torch.quantile(maxima.double(), 0.95)),
         largest=float(maxima.max()),
         smallest_p=min(1.0, n_types / (1 + len(maxima))),
-        scan=f"{heads}; p times {n_types} head types",
+        scan=f"{heads}; p times {_types(n_types)}",
         **kept,
     )
 
@@ -316,14 +316,20 @@ def _headline(
     return f"No {word}; the largest score is that of {label(best)} ({number})."
 
 
-def _limits(n_types: int, judged: _Judged, tested: list[Head]) -> list[str]:
-    """What the reader must not conclude."""
+def _types(n: int) -> str:
+    return f"{n} head type{'s' * (n != 1)}"
+
+
+def _limits(n_types: int, judged: _Judged, tested: list[Head], chosen: bool) -> list[str]:
+    """What the reader must not conclude; `chosen`: somebody said how many null models to make."""
     twins, flagged = judged.summary[0], judged.flagged
     found = [
-        f"p is family-wise over all heads and the {n_types} head types looked for; flagged means p <= {ALPHA} "
+        f"p is family-wise over all heads and the {_types(n_types)} looked for; flagged means p <= {ALPHA} "
         f"and a rate of at least {RATE_BAR}.",
         "Patching one head at a time says nothing of heads that stand in for each other.",
     ]
+    if not chosen and twins.n < MOST:
+        found.append(f"{twins.n} null models are as many as {SECONDS:.0f} s were enough for here; --n-null takes more.")
     if twins.smallest_p > ALPHA:
         found.append(f"With {twins.n} null models no p can reach {ALPHA}: take more, or fewer head types.")
     if twins.sharing > 1:

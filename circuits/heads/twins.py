@@ -1,6 +1,7 @@
 """Null models of a head scan: random decoders of the same shape, one maximum over all heads from each."""
 
 import dataclasses
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,23 +15,27 @@ from circuits.heads.view import View, after, attention, readout
 from interp.decoder import MLP, Attention, Decoder, Layer, Norm, Rotary, Weights, normed
 from probes.null import GAINS, NullScan
 
-CHEAP = 5e8  # operations of one twin's forward up to which 400 are made
+FEWEST, MOST = 100, 400  # twins where no number was asked for
+SECONDS = 30.0  # that they may take beyond the fewest
 SHARED = ((5e11, 10), (1e10, 5))  # above so many operations, so many twins share all but their attention layers
 
 
 @dataclasses.dataclass(frozen=True)
 class TwinPlan:
-    """How many twins, and how many of them share embedding, MLPs and the residual streams that heads read."""
+    """How many twins, and how many of them share embedding, MLPs and the residual streams that heads read.
 
-    n: int
+    Attributes:
+        n: None: 100, 200, 300 or 400, the most that are made within 30 s by the time that those before have taken.
+    """
+
+    n: int | None
     sharing: int
 
 
 def plan_twins(decoder: Decoder, probe: Probe, n: int | None) -> TwinPlan:
-    """400 twins where they are cheap, else 100, in groups where a forward is dear; `n` overrides the number."""
+    """Twins in groups where a forward is dear; as many as are made in 30 s unless `n` says how many."""
     flops = 2 * probe.tokens.numel() * layer_parameters(decoder)
-    sharing = next((size for bar, size in SHARED if flops > bar), 1)
-    return TwinPlan(n or (400 if flops <= CHEAP else 100), sharing)
+    return TwinPlan(n, next((size for bar, size in SHARED if flops > bar), 1))
 
 
 def layer_parameters(decoder: Decoder) -> int:
@@ -66,19 +71,28 @@ def twin_maxima(
     stream: Generator,
     progress: Callable[[int, int], None] | None = None,
 ) -> NullScan:
-    """The largest score of any head in each of `plan.n` random decoders, for each kind of head.
+    """The largest score of any head in each of so many random decoders as planned, for each kind of head.
 
     The weights are those of an untrained `Transformer`: matrices normal with standard deviation 1/sqrt(inputs),
     embeddings with 1, biases 0, norms 1. W_Q of a twin is multiplied by one of `probes.null.GAINS` in turn, since
     untrained attention is nearly uniform and plain twins alone would make any peaked head look significant.
     """
-    gains = [GAINS[index % len(GAINS)] for index in range(plan.n)]
-    maxima = []
-    for first in range(0, plan.n, plan.sharing):
-        maxima.append(_group(decoder, tokens, probe, kinds, gains[first : first + plan.sharing], stream))
+    most, done, started = plan.n or MOST, 0, time.perf_counter()
+    gains, maxima, aim = [GAINS[index % len(GAINS)] for index in range(most)], [], most
+    while done < aim:
+        maxima.append(_group(decoder, tokens, probe, kinds, gains[done : min(done + plan.sharing, aim)], stream))
+        done += len(maxima[-1])
+        if plan.n is None:
+            aim = affordable(done, time.perf_counter() - started)
         if progress is not None:
-            progress(min(first + plan.sharing, plan.n), plan.n)
-    return NullScan(torch.cat(maxima), torch.tensor(gains))
+            progress(done, aim)
+    return NullScan(torch.cat(maxima), torch.tensor(gains[:done]))
+
+
+def affordable(done: int, seconds: float) -> int:
+    """Twins in all that fit the time, in hundreds, when so many have taken so many seconds; a hundred is finished."""
+    fit = int(SECONDS / max(seconds / done * FEWEST, 1e-9))
+    return min(MOST, FEWEST * max(1, fit, -(-done // FEWEST)))
 
 
 def _group(

@@ -6,6 +6,7 @@ import itertools
 import pytest
 import torch
 
+from circuits.heads import twins
 from circuits.heads.detect import detect_heads
 from circuits.heads.probe import Vocabulary, repeat_probe
 from circuits.heads.scan import p_values, sign_maxima
@@ -112,11 +113,30 @@ def test_twins_depend_on_the_shape_and_never_on_the_weights():
 def test_twins_share_streams_only_where_a_forward_is_dear():
     decoder = small_decoder("preset")
     probe = repeat_probe(decoder, Vocabulary(), 4, None, generator(0, "probe"))
-    assert plan_twins(decoder, probe, None) == TwinPlan(400, 1)
+    assert plan_twins(decoder, probe, None) == TwinPlan(None, 1)
     assert plan_twins(decoder, probe, 150) == TwinPlan(150, 1)
     for copies, sharing in ((10**5, 1), (10**6, 5), (10**8, 10)):
         many = dataclasses.replace(probe, tokens=probe.tokens[:1, :1].expand(copies, 9))
-        assert plan_twins(decoder, many, None) == TwinPlan(100, sharing)
+        assert plan_twins(decoder, many, None) == TwinPlan(None, sharing)
+
+
+@pytest.mark.parametrize(("seconds", "n"), [(0.05, 400), (0.07, 400), (0.12, 200), (0.2, 100), (5.0, 100)])
+def test_as_many_twins_are_made_as_their_time_allows(monkeypatch, seconds, n):
+    """`seconds` is what each twin takes."""
+    decoder = small_decoder("preset", n_layers=1)
+    probe = repeat_probe(decoder, Vocabulary(), 2, 3, generator(0, "probe"))
+    now, told = [0.0], []
+
+    def group(*args):
+        now[0] += seconds
+        return torch.zeros(1, 1)
+
+    monkeypatch.setattr(twins, "_group", group)
+    monkeypatch.setattr(twins.time, "perf_counter", lambda: now[0])
+    plan = plan_twins(decoder, probe, None)
+    found = twin_maxima(decoder, probe.tokens, probe, [], plan, generator(0), lambda *one: told.append(one))
+    assert (len(found.maxima), len(found.gains), told[-1]) == (n, n, (n, n))
+    assert len(twin_maxima(decoder, probe.tokens, probe, [], TwinPlan(7, 1), generator(0)).maxima) == 7
 
 
 def test_an_unknown_head_type_comes_with_the_nearest_known_one():
