@@ -1,5 +1,6 @@
 """The commands `interp jobs start`, `ls`, `log` and `cancel`."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -48,7 +49,9 @@ def ls(store: StoreOption = Path("runs"), as_json: JsonOption = False) -> None:
     from interp.run import Store
     from interp.schemas import JobsOutput
 
-    items = [item(job) for job in jobs(Store(store))]
+    opened = Store(store)
+    names = opened.names()
+    items = [item(job, names) for job in jobs(opened)]
     if as_json:
         print_json(JobsOutput(store=str(store), jobs=items))
         return
@@ -95,8 +98,22 @@ def cancel(
         say(f"{found.id}: {status.state}")
 
 
-def item(job: "Job") -> "JobItem":
-    """One job in short; a damaged one is shown with its error instead of hiding the others."""
+def run_of(words: tuple[str, ...], names: Collection[str]) -> str | None:
+    """The run that a command line is about: what --name says, or the first word that is one of the names.
+
+    A training's other words name a task, or the run that it starts from.
+    """
+    if "--name" in words[:-1]:
+        return words[words.index("--name") + 1]
+    return None if words[:1] == ("train",) else next((word for word in words[1:] if word in names), None)
+
+
+def item(job: "Job", names: Collection[str] = ()) -> "JobItem":
+    """One job in short; a damaged one is shown with its error instead of hiding the others.
+
+    Args:
+        names: of the runs in the store, one of which the command may be about.
+    """
     from interp.errors import InterpError
     from interp.schemas import JobItem
 
@@ -108,7 +125,7 @@ def item(job: "Job") -> "JobItem":
         id=job.id,
         state=status.state,
         command=" ".join(spec.arguments),
-        run=spec.run,
+        run=spec.run or run_of(spec.arguments, names),
         pid=status.pid,
         exit_code=status.exit_code,
         started=str(status.started) if status.started else None,

@@ -47,7 +47,7 @@ def show(name: RunArgument, store: StoreOption = Path("runs"), as_json: JsonOpti
     out().print(run_table([result.run]))
     say(f"path         {result.path}")
     say(f"config hash  {result.config_hash}")
-    say(f"checkpoints  {' '.join(str(one.step) + ('*' if one.rolling else '') for one in result.checkpoints)}")
+    say(f"checkpoints  {' '.join(f'{one.step:,}' + ('*' if one.rolling else '') for one in result.checkpoints)}")
     accuracy = " ".join(f"{length}:{value:.3f}" for length, value in result.accuracy_by_length.items())
     say(f"accuracy     {accuracy or 'not evaluated yet'}")
     out().print(json_text(result.config), soft_wrap=True)
@@ -119,6 +119,7 @@ def run_table(items: "list[RunItem]") -> object:
     table = Table("run", "state", "task", "seed", "step", "accuracy", "updated", "message", box=None, pad_edge=False)
     for one in items:
         accuracy = "" if one.accuracy is None else f"{one.accuracy:.3f}"
-        cells = (one.name, one.state, one.task, one.seed, one.step, accuracy, (one.updated or "")[:19], one.message)
+        step = None if one.step is None else f"{one.step:,}"
+        cells = (one.name, one.state, one.task, one.seed, step, accuracy, (one.updated or "")[:19], one.message)
         table.add_row(*(Text("" if cell is None else str(cell)) for cell in cells))
     return table

@@ -183,7 +183,7 @@ class JobItem(Part):
     id: str
     state: str = Field(description="starting, running, done, cancelled, failed, died or damaged")
     command: str = Field(description="what it runs, without the word interp")
-    run: str | None
+    run: str | None = Field(description="the run that it was started for, or that its command names")
     pid: int | None = None
     exit_code: int | None = None
     started: str | None = None

@@ -13,6 +13,7 @@ import pytest
 
 from interp import job_process, jobs
 from interp.cli import main
+from interp.cli_jobs import run_of
 from interp.errors import InterpError, JobError, RunNameError, StoreError, UnknownName, UsageError
 from interp.processes import alive, birth, detach, end_within, wait_gone
 from interp.run import Store
@@ -180,6 +181,20 @@ def test_an_unknown_job_is_refused_and_jobs_are_no_runs(tmp_path):
     with pytest.raises(UnknownName, match="unknown job 'train-2'; did you mean 'train-1'"):
         jobs.job(store, "train-2")
     assert store.names() == []
+
+
+@pytest.mark.parametrize(
+    ("line", "run"),
+    [
+        ("probe poly1 --what lens", "poly1"),
+        ("report make poly1", "poly1"),
+        ("train parity --init poly1", None),
+        ("train parity --init poly1 --name new", "new"),
+        ("tasks ls", None),
+    ],
+)
+def test_the_run_of_a_job_is_the_one_that_its_command_names(line, run):
+    assert run_of(tuple(line.split()), {"poly1"}) == run
 
 
 def test_commands_start_list_and_cancel_a_job(tmp_path, capsys):
