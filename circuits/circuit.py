@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor
 
+from circuits.circuit_effects import RANK_SCORE, EdgeEffects, by_place
 from circuits.circuit_packed import MOST_LISTED, Edges, packed, unpacked
 from circuits.detectors.base import Interval
 from circuits.graph import EdgeGraph, ModelShape, graph_of
@@ -50,7 +51,7 @@ class Provenance(Frozen):
     metric: str
     ablation: Literal["resample", "mean", "zero"] = Field(description="what senders write outside the circuit")
     direction: str = Field("circuit kept in the clean run, all other edges ablated")
-    method: str
+    method: str = Field(description="the ranking along which the circuit was chosen; the score of an edge is not its")
     seed: int
     code_version: str
     threads: int = 1
@@ -66,10 +67,12 @@ class Circuit:
     Attributes:
         kept: the circuit; a subset of `live`.
         live: edges on a path to the metric whose sender differs between the runs; shares are of these.
-        scores: what the search ranked by; positive where leaving the edge out lowers the metric.
+        scores: rank scores without a unit, larger in size for kept edges by 1, so that they come first; positive where
+            the rankings say that leaving the edge out lowers the metric.
         frequency: share of bootstrap searches that kept the edge; None where none were run.
         columns: a label for every position; empty without positions.
         faithfulness: share of the model's metric that the circuit keeps on held-out prompts.
+        effects: what leaving out single kept edges costs in units of the metric; None where it was not measured.
     """
 
     graph: EdgeGraph
@@ -82,6 +85,7 @@ class Circuit:
     columns: tuple[str, ...] = ()
     faithfulness: Interval | None = None
     example: Example | None = None
+    effects: EdgeEffects | None = None
 
     @property
     def by_position(self) -> bool:
@@ -100,7 +104,10 @@ class Circuit:
 
     @property
     def pooled(self) -> "Circuit":
-        """The same circuit without positions: an edge is kept, or live, where it is at any; scores add up."""
+        """The same circuit without positions: an edge is kept, or live, where it is at any; scores add up.
+
+        Effects are left out, since those of single places do not add up.
+        """
         if not self.by_position:
             return self
         parts = {name: getattr(self, name).any(-1).any(-1) for name in ("kept", "live")}
@@ -133,21 +140,32 @@ class Circuit:
         return self.columns[pos] if self.columns else str(pos)
 
     def to_frame(self) -> "pd.DataFrame":
-        """One row per live edge, kept ones and larger scores first."""
+        """One row per live edge: kept ones first, by size of effect where it is measured, else of rank score.
+
+        `effect`, `low` and `high` are NaN for edges that were not measured.
+        """
         import pandas as pd
 
         places = self.live.nonzero()
         at = tuple(places.T)
+        known = by_place(None if self.effects is None else self.effects.model_dump())
+        names = [(self.graph.name(*place[:2]), tuple(place[2:]) or None) for place in places.tolist()]
+        missing = (float("nan"),) * 3
+        effect, low, high = zip(*(known.get(name, missing) for name in names), strict=True) if names else ((), (), ())
         frame = pd.DataFrame(
             {
                 "edge": [self.name(tuple(place)) for place in places.tolist()],
                 "kept": self.kept[at].cpu().numpy(),
                 "score": self.scores[at].double().cpu().numpy(),
                 "frequency": float("nan") if self.frequency is None else self.frequency[at].double().cpu().numpy(),
+                "effect": effect,
+                "low": low,
+                "high": high,
             }
         )
-        order = frame.assign(size=frame.score.abs()).sort_values(["kept", "size"], ascending=False, kind="stable")
-        return order.drop(columns="size").reset_index(drop=True)
+        sizes = {"measured": frame.effect.abs(), "size": frame.score.abs()}
+        order = frame.assign(**sizes).sort_values(["kept", *sizes], ascending=False, kind="stable")
+        return order.drop(columns=list(sizes)).reset_index(drop=True)
 
     def to_file(self) -> "CircuitFile":
         """The circuit as JSON-ready data; reading it back gives an equal circuit."""
@@ -164,6 +182,7 @@ class Circuit:
             faithfulness=self.faithfulness,
             provenance=self.provenance,
             example=self.example,
+            effects=self.effects,
         )
 
     def _strongest(self) -> Int[Tensor, "edge axis"]:
@@ -188,7 +207,7 @@ class EdgeEntry(Frozen):
 
     edge: str = Field(description="sender->receiver, as L0.H1->L1.H3.q")
     place: tuple[int, int] | None = Field(description="[position of the sender, position of the reader]")
-    score: float
+    score: float = Field(description=RANK_SCORE)
     kept: bool
     frequency: float | None = None
 
@@ -209,6 +228,7 @@ class CircuitFile(Frozen):
     faithfulness: Interval | None
     provenance: Provenance
     example: Example | None = None
+    effects: EdgeEffects | None = Field(None, description="of kept edges, in units of the metric; null: not measured")
 
     def circuit(self) -> Circuit:
         """The circuit.
@@ -216,11 +236,12 @@ class CircuitFile(Frozen):
         Raises:
             UnknownName: for an edge that the shape does not have.
             UsageError: for a place outside the positions.
-            StoreError: for packed edges that do not fit the rest.
+            StoreError: for packed edges or effects that do not fit the rest.
         """
         graph = graph_of(self.shape)
         size = (len(graph.senders), len(graph.receivers), *((self.n_pos, self.n_pos) if self.n_pos else ()))
         edges = self._listed(graph, size) if self.packed is None else self._unpacked(size)
+        self._require_kept(graph, edges.kept)
         return Circuit(
             graph,
             self.shape,
@@ -232,7 +253,18 @@ class CircuitFile(Frozen):
             tuple(self.columns),
             self.faithfulness,
             self.example,
+            self.effects,
         )
+
+    def _require_kept(self, graph: EdgeGraph, kept: Bool[Tensor, "sender receiver *place"]) -> None:
+        """Every effect is one of a kept edge."""
+        for one in [] if self.effects is None else self.effects.edges:
+            place = (*graph.index(one.edge), *(one.place or ()))
+            inside = len(place) == kept.dim() and all(0 <= i < n for i, n in zip(place, kept.shape, strict=True))
+            if not inside or not bool(kept[place]):
+                raise StoreError(
+                    f"circuit of {self.provenance.model}: effects: {one.edge} at {one.place} is no kept edge"
+                )
 
     def _listed(self, graph: EdgeGraph, size: tuple[int, ...]) -> Edges:
         """The edges of format 1."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from circuits.circuit import Circuit, Example, Provenance
 from circuits.detectors.base import Interval
 from circuits.discovery_result import DiscoveryFile, RankingSummary, Stability
+from circuits.edge_effects import edge_effects
 from circuits.find import Found, Settings, find_circuit
 from circuits.gate import LEVEL, NO_BEHAVIOUR, TOO_FEW, Gate, behaviour
 from circuits.graph import shape_of
@@ -83,7 +84,11 @@ def discover(
         split_half = split_half_overlap(problem, settings, tell) if settings.halves and enough else None
         if settings.halves and not enough:
             given["notes"].append("no overlap of two halves: one part of the prompts has a single sequence")
-    circuit = replace(circuit, faithfulness=judgement.faithfulness.retained, frequency=frequency)
+    with stages.of("effects of edges"):
+        effects, left_out = edge_effects(problem, found, settings.seconds, settings.seed, tell)
+        given["notes"] += left_out
+    kept = judgement.faithfulness.retained
+    circuit = replace(circuit, faithfulness=kept, frequency=frequency, effects=effects)
     verdict, headline = verdict_of(circuit, judgement, settings)
     given |= {
         "circuit": circuit.to_file(),
