@@ -24,7 +24,7 @@ REPORT = typer.Typer(help="Write and verify circuit reports.", no_args_is_help=T
 def detect(
     run: Annotated[str, typer.Argument(help="Run to look at, as listed by `interp runs ls`.")],
     detector: Annotated[str, typer.Option(help="Detector; the file stem under circuits/detectors.")] = "iteration_head",
-    checkpoints: Annotated[str, typer.Option(help="last, all, or one step.")] = "last",
+    checkpoints: Annotated[str, typer.Option("--checkpoints", "--checkpoint", help="last, all, or one step.")] = "last",
     null: Annotated[
         int, typer.Option(min=99, help="Untrained null models; 99 is the least that can reach p = .01.")
     ] = 500,
@@ -62,7 +62,10 @@ def detect(
 def make(
     run: Annotated[str, typer.Argument(help="Run to report on.")],
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder; RUN/report if not given.")] = None,
-    step: Annotated[int | None, typer.Option(min=0, help="Checkpoint to report on; the newest if not given.")] = None,
+    step: Annotated[
+        int | None,
+        typer.Option("--step", "--checkpoint", min=0, help="Checkpoint to report on; the newest if not given."),
+    ] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
     store: StoreOption = Path("runs"),
     as_json: JsonOption = False,

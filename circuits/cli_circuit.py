@@ -49,7 +49,7 @@ def circuit(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="Run, checkpoint file or Hugging Face folder.")],
     pairs: Pairs = None,
-    checkpoints: Annotated[str, typer.Option(help="last, all, or one step.")] = "last",
+    checkpoints: Annotated[str, typer.Option("--checkpoints", "--checkpoint", help="last, all, or one step.")] = "last",
     length: Length = None,
     family: Family = "mixed",
     n: Number = 128,

@@ -33,7 +33,12 @@ Output = Annotated[
 
 
 def export(
-    source: Annotated[str, typer.Argument(help="Run, or a file that holds a circuit in one of the formats.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="Run, the folder of `interp circuit -o`, or a file that holds a circuit in one of the formats."
+        ),
+    ],
     to: To,
     checkpoint: Checkpoint = "last",
     pool: Pool = False,
@@ -58,6 +63,8 @@ def export(
         if positions is not None:
             raise UsageError(f"--positions and --no-positions are for a run; {path} holds one circuit")
         found = _of_file(path, to, step, pool, output)
+    elif _holds_circuits(path):
+        found = _of_folder(path, to, step, pool, output, positions)
     else:
         found = _of_run(_run(source, store), to, step, pool, output, positions)
     _show(found, to, as_json)
@@ -96,6 +103,39 @@ def _beside(path: Path, circuit: "Circuit") -> list[str]:
     return [] if shelf.name == model else [f"this is a circuit of {model}; its folder also holds one of {shelf.name}"]
 
 
+def _holds_circuits(path: Path) -> bool:
+    if not path.is_dir():
+        return False
+    from circuits.report.circuit_stored import holds_circuits
+
+    return holds_circuits(path)
+
+
+def _of_folder(
+    folder: Path, to: str, step: int | None, pool: bool, output: Path | None, positions: bool | None
+) -> "Exported":
+    """A circuit from the folder of `interp circuit -o`: the one that `interp report circuit` takes, without positions
+    where the format has no place for them.
+
+    Raises:
+        UsageError: for a folder without a circuit, or for --to hf.
+    """
+    from circuits.interchange.export import export_circuit, stem_of
+    from circuits.report.circuit_stored import shelf_of_folder, stored_circuit
+    from circuits.stored import choose
+    from interp.errors import UsageError
+
+    if to == "hf":
+        raise UsageError(f"{folder}: --to hf writes the model of a run; this folder has circuits and no weights")
+    shelf = shelf_of_folder(folder)
+    flat = to in ("mib", "mib-pt") and positions is None and choose(shelf.stored, step, False) is not None
+    main = stored_circuit(shelf, step, False if flat else positions)
+    if main.data.get("circuit") is None:
+        raise UsageError(f"{folder}: no circuit to export. {main.data.get('headline', '')}")
+    circuit = main.discovery.circuit.circuit()
+    return export_circuit(circuit, to, output or folder, stem_of(circuit), pool, [])
+
+
 def _run(source: str, store: Path) -> "Run":
     """The run of that name or at that path; what is neither is told from a name that is misspelt.
 
@@ -112,7 +152,10 @@ def _run(source: str, store: Path) -> "Run":
     if path.is_dir() and (a_path or not (store / source).is_dir()):
         inside = path / "circuit.json"
         more = f"; give {inside}" if inside.is_file() else ""
-        raise UsageError(f"{source}: a folder that is no run; export takes a run or a circuit file{more}")
+        raise UsageError(
+            f"{source}: a folder that is no run; export takes a run, the folder of interp circuit -o or a circuit "
+            f"file{more}"
+        )
     if a_path and not path.exists():
         raise UsageError(f"{source}: no such file; export takes a run or a circuit file")
     return Store(store).run(source)

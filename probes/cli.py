@@ -16,7 +16,9 @@ def probe(
     what: Annotated[
         str, typer.Option(help="lens (logit lens by layer and position), embedding (2-D trajectory), or both.")
     ] = "lens,embedding",
-    checkpoints: Annotated[str, typer.Option(help="all, last, or one step; the embedding takes all.")] = "all",
+    checkpoints: Annotated[
+        str, typer.Option("--checkpoints", "--checkpoint", help="all, last, or one step; the embedding takes all.")
+    ] = "all",
     length: Annotated[
         int | None, typer.Option(min=1, help="Inputs of the lens sequences; 8, or the longest, if not given.")
     ] = None,

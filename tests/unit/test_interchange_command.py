@@ -7,11 +7,13 @@ import pytest
 
 from circuits.interchange.export import ENDINGS, circuit_of_path, stem_of
 from circuits.interchange.own import write_circuit
+from circuits.kept_folder import kept_path
 from circuits.outputs import ExportOutput
 from circuits.stored import discovery_payload
 from interp.cli import main
 from interp.config import RunConfig
 from interp.errors import StoreError
+from interp.jsonfile import write_sealed
 from interp.run import Store
 from tests.unit.small_circuits import circuit, discovery, placed, provenance, same, shape
 
@@ -90,6 +92,28 @@ def test_a_report_and_an_export_take_the_same_circuit_and_say_what_else_is_store
     assert "this circuit has positions, and the MIB form has none" in capsys.readouterr().err
 
 
+def kept(folder, *found) -> None:
+    """A folder as `interp circuit -o` leaves it: (step, circuit or None)."""
+    for number, (step, one) in enumerate(found):
+        request = {"by_position": bool(one and one.by_position), "model": "poly1", "pairs": "pairs.jsonl"}
+        payload = discovery_payload(step, "ab" * 32, request, discovery(one, headline="No behaviour: chance."))
+        write_sealed(kept_path(folder, "poly1", step, f"{number:020x}"), payload)
+
+
+def test_the_folder_of_a_search_is_exported_as_it_is_reported(store, capsys, tmp_path):
+    folder = tmp_path / "found"
+    folder.mkdir()
+    kept(folder, (10, FLAT), (20, PLACED))
+    value = exported(capsys, store, str(folder), "--to", "mib")
+    assert (value["n_kept"], value["model"]) == (3, "poly1")
+    assert value["files"]["mib"].startswith(str(folder))
+    assert exported(capsys, store, str(folder), "--to", "circuit")["n_kept"] == 2
+    assert exported(capsys, store, str(folder), "--to", "circuit", "--checkpoint", "10")["n_kept"] == 3
+    assert "this folder has circuits and no weights" in refused(capsys, str(folder), "--to", "hf")
+    kept(folder, (30, None))
+    assert "no circuit to export. No behaviour: chance." in refused(capsys, str(folder), "--to", "circuit")
+
+
 def test_positions_are_refused_unless_pooling_is_asked_for(store, capsys):
     stored(store, "placed", (20, PLACED))
     line = refused(capsys, "placed", "--to", "mib", "--store", str(store.root))
@@ -122,8 +146,11 @@ def test_where_nothing_is_stored_the_command_that_helps_is_named(store, capsys):
         ("FOLDER/nothing.json --to mib", "nothing.json: no such file; export takes a run or a circuit file"),
         ("nothing.json --to mib", "nothing.json: no such file"),
         ("FOLDER/nothing --to hf", "nothing: no such file"),
-        ("FOLDER --to mib", "a folder that is no run; export takes a run or a circuit file; give FOLDER/circuit.json"),
-        ("FOLDER/.. --to hf", "/..: a folder that is no run; export takes a run or a circuit file\n"),
+        (
+            "FOLDER --to mib",
+            "no run; export takes a run, the folder of interp circuit -o or a circuit file; give FOLDER/",
+        ),
+        ("FOLDER/.. --to hf", "/..: a folder that is no run; export takes a run, the folder of interp circuit -o or"),
     ],
 )
 def test_wrong_usage_is_one_line_and_writes_nothing(words, says, capsys, tmp_path):
