@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from circuits.report.circuit_drawn import Drawn, drawn
+from circuits.report.circuit_positions import fits
 from circuits.report.circuit_svg import circuit_svg, extent
-from circuits.stored import STORY, StoredCircuit, stored_circuits
+from circuits.stored import STORY, StoredCircuit, choose, stored_circuits
 from interp.errors import InterpError, StoreError
 from interp.run import Run
 
@@ -34,7 +35,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class Series:
-    """Discoveries of one kind by checkpoint, the newest of each step."""
+    """Discoveries of one kind by checkpoint, of each step the one that `interp report circuit` takes."""
 
     found: tuple[StoredCircuit, ...]
 
@@ -54,15 +55,13 @@ def series_of(run: Run) -> dict[str, Series]:
     Raises:
         StoreError: if one of them is damaged; the message names the file.
     """
-    kinds: dict[str, dict[int, StoredCircuit]] = {}
-    for one in stored_circuits(run):
+    stored = stored_circuits(run)
+    for one in stored:
         _checked(run, one)
-        kinds.setdefault("by position" if one.by_position else "whole", {})[one.step] = one
-    return {
-        name: Series(tuple(kinds[name][step] for step in sorted(kinds[name])))
-        for name in ("whole", "by position")
-        if name in kinds
-    }
+    steps = sorted({one.step for one in stored})
+    kinds = {name: [choose(stored, step, name != "whole") for step in steps] for name in ("whole", "by position")}
+    found = {name: tuple(one for one in chosen if one is not None) for name, chosen in kinds.items()}
+    return {name: Series(chosen) for name, chosen in found.items() if chosen}
 
 
 def _checked(run: Run, one: StoredCircuit) -> None:
@@ -74,8 +73,22 @@ def _checked(run: Run, one: StoredCircuit) -> None:
         raise StoreError(f"{where}: {wrong[0]}: expected {kinds[wrong[0]].__name__}; {AGAIN}")
 
 
-def frames_of(run: Run, series: Series) -> list[Frame]:
-    """A drawing of each checkpoint on one scale of widths, with the edges of the others dotted; none without a circuit.
+def has_columns(run: Run, series: Series) -> bool:
+    """Whether a circuit of the series is by position and has room for a column for each.
+
+    Raises:
+        StoreError: as `frames_of`.
+    """
+    shown = [_drawn(run, one) for one in series.found if one.by_position]
+    return any(data is not None and fits(data) for data in shown)
+
+
+def frames_of(run: Run, series: Series, columns: bool = False) -> list[Frame]:
+    """A drawing of each checkpoint on one scale of widths; none where no checkpoint has a circuit.
+
+    Args:
+        columns: a column for each position, with the words of a frame saying where there is no room for them; else all
+            positions of an edge as one, with the edges of other checkpoints dotted.
 
     Raises:
         StoreError: if a circuit cannot be drawn; the message names the file.
@@ -83,6 +96,7 @@ def frames_of(run: Run, series: Series) -> list[Frame]:
     known = {one.step: _drawn(run, one) for one in series.found}
     shown = [data for data in known.values() if data is not None]
     scale = extent(shown) if shown else (0.0, 0.0)
+    by_place = extent([data for data in shown if fits(data)], by_place=True) if columns else scale
     union = sorted({name for data in shown for name in data.pooled})
     with_circuit = next((one for one in series.found if known[one.step] is not None), None)
     if with_circuit is None:
@@ -92,8 +106,13 @@ def frames_of(run: Run, series: Series) -> list[Frame]:
     for one in series.found:
         title = f"{run.name}, step {one.step:,}: {one.data['verdict']}"
         circuit = empty if known[one.step] is None else one.data["circuit"]
-        svg = circuit_svg(circuit, scale=scale, union=union, styled=False, title=title)
-        frames.append(Frame(one.step, svg, frame_words(one)))
+        words = frame_words(one)
+        if columns and fits(drawn(circuit)):
+            svg = circuit_svg(circuit, positions="columns", scale=by_place, styled=False, title=title)
+        else:
+            svg = circuit_svg(circuit, scale=scale, union=union, styled=False, title=title)
+            words += ", too large for a column for each position" if columns else ""
+        frames.append(Frame(one.step, svg, words))
     return frames
 
 
@@ -170,7 +189,7 @@ def lives(run: Run, series: Series) -> tuple[list[Life], str, bool]:
     Raises:
         StoreError: if the stored trajectory is damaged.
     """
-    told = _trajectory(run)
+    told = _trajectory(run, series)
     if told is not None:
         found = [Life(one["edge"], tuple(one["present"]), one["born"], one["died"]) for one in told["edges"]]
         when = "No circuit emerged" if told.get("emerged") is None else f"A circuit from step {told['emerged']:,} on"
@@ -191,11 +210,16 @@ def _kept(one: StoredCircuit) -> list[str]:
     return sorted({str(edge["edge"]) for edge in circuit.get("edges", ()) if edge.get("kept")})
 
 
-def _trajectory(run: Run) -> dict[str, Any] | None:
+def _trajectory(run: Run, series: Series) -> dict[str, Any] | None:
+    """The story of these very circuits: of those stored, the one that most of them are in, the newest of equals."""
+    shown = {one.key for one in series.found}
     found = [(run.analysis(key), key) for key in run.analyses() if key.startswith(STORY)]
-    if not found:
+    ranked = [
+        (len(shown & set(map(str, one.get("keys") or ()))), str(one.get("saved")), key, one) for one, key in found
+    ]
+    most, _, key, newest = max(ranked, default=(0, "", "", {}))
+    if not most:
         return None
-    newest, key = max(found, key=lambda pair: (str(pair[0].get("saved")), pair[1]))
     told = newest.get("trajectory")
     fields = {"edge", "present", "born", "died"}
     if not isinstance(told, dict) or not isinstance(told.get("edges"), list):

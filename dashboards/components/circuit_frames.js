@@ -5,6 +5,7 @@
    options.onPick(name) is called for a click or Enter on an edge or node, options.onStep(step) when the slider rests. */
 const CircuitFrames = (() => {
   const SECOND = 900;
+  const SMALLEST = 0.78; // share of its own width below which a drawing cannot be read
   const el = (tag, name, text, attributes) => {
     const made = document.createElement(tag);
     if (name) made.className = name;
@@ -21,6 +22,8 @@ const CircuitFrames = (() => {
       this.stage = el("div", "cf-stage");
       this.element.append(this.stage);
       root.append(this.element);
+      this.sizes = new ResizeObserver(() => this.fit());
+      this.sizes.observe(this.stage);
       this.stage.addEventListener("click", (event) => this.pick(event.target));
       this.stage.addEventListener("keydown", (event) => {
         if (event.key !== "Enter" && event.key !== " ") return;
@@ -82,9 +85,12 @@ const CircuitFrames = (() => {
     draw() {
       const frame = this.data.frames[this.index];
       this.stage.innerHTML = frame.svg;
+      this.fit();
+      const reached = new Set();
       for (const one of this.stage.querySelectorAll("[data-edge], [data-node]")) {
         const title = one.querySelector("title");
-        one.setAttribute("tabindex", "0");
+        one.setAttribute("tabindex", reached.has(this.nameOf(one)) ? "-1" : "0"); // one of the places of an edge
+        reached.add(this.nameOf(one));
         one.setAttribute("role", "button");
         one.setAttribute("aria-label", title ? title.textContent : this.nameOf(one));
       }
@@ -95,8 +101,15 @@ const CircuitFrames = (() => {
       this.slider.setAttribute("aria-valuetext", this.said.textContent);
     }
 
+    /* A drawing shrinks a little to the room there is; where that is not enough, it keeps its size and scrolls. */
+    fit() {
+      const drawing = this.stage.querySelector("svg");
+      const width = Number(drawing.getAttribute("width"));
+      drawing.style.minWidth = this.stage.clientWidth < SMALLEST * width ? `${width}px` : "0";
+    }
+
     nameOf(one) {
-      return one.dataset.edge || one.dataset.node;
+      return one.dataset.whole || one.dataset.edge || one.dataset.node;
     }
 
     mark() {
@@ -121,6 +134,7 @@ const CircuitFrames = (() => {
 
     destroy() {
       this.stop();
+      this.sizes.disconnect();
       this.element.remove();
     }
   }

@@ -13,10 +13,12 @@ from dashboards.circuit_data import (
     control_words,
     facts,
     frames_of,
+    has_columns,
     life_rows,
     lives,
     series_of,
 )
+from dashboards.circuit_download import drawing_file, page_file
 from dashboards.components.circuit_frames import circuit_frames
 from dashboards.data import Stamp, stamp
 from dashboards.page import Page, plain
@@ -30,6 +32,7 @@ ORDER = 50
 ICON = ":material/hub:"
 
 FRAMES = "circuit.frames"
+DRAWN = {"columns": "a column each", "pooled": "as one"}
 
 
 def render(page: Page) -> None:
@@ -53,8 +56,9 @@ def render(page: Page) -> None:
         if len(known) > 1:
             series = known[page.pick("edges", "Edges", list(known), kind, widget="segments")]
             near = page.step_among(series.steps, "stored circuit")
-        send(page, page.run, series.at(near))
-    step = drawing(page, page.run, series, near)
+        columns = in_columns(page, page.run, series)
+        send(page, page.run, series.at(near), columns)
+    step = drawing(page, page.run, series, near, columns)
     one = series.at(step)
     with header:
         about(page, one)
@@ -85,14 +89,23 @@ def verdict(one: StoredCircuit) -> None:
     st.caption(f"Step {one.step:,}. {meaning}")
 
 
-def drawing(page: Page, run: Run, series: Series, near: int) -> int:
+def in_columns(page: Page, run: Run, series: Series) -> bool:
+    """Whether each position has a column of its own; asked where there is room for that."""
+    by_position = series.found[0].by_position
+    if not by_position or not _has_columns(str(run.path), stamp(run.path / "analysis")):
+        return False
+    return page.pick("drawn", "Positions", list(DRAWN), widget="segments", show=DRAWN.get) == "columns"
+
+
+def drawing(page: Page, run: Run, series: Series, near: int, columns: bool) -> int:
     """The drawings, led by the address; returns the step that is shown."""
-    frames = _frames(str(run.path), stamp(run.path / "analysis"), series.steps, series.found[0].by_position)
+    by_position = series.found[0].by_position
+    frames = _frames(str(run.path), stamp(run.path / "analysis"), series.steps, by_position, columns)
     if not frames:
         return near
     names = what_if_targets(run.config.model)
     target = page.choice("target", [what_if.NOTHING, *names])
-    marked = "|".join(one.key for one in series.found)
+    marked = "|".join([str(columns), *(one.key for one in series.found)])
     done = circuit_frames(
         frames, key=FRAMES, stamp=marked, step=near, picked=None if target == what_if.NOTHING else target, names=names
     )
@@ -100,8 +113,12 @@ def drawing(page: Page, run: Run, series: Series, near: int) -> int:
         page.put(target=done.name)
     if done.step is not None:
         page.put(step=done.step)
-    dotted = " Dotted: kept at another checkpoint." if len(frames) > 1 else ""
-    st.caption(f"Click an edge or a head to ablate it below; point at one for its exact score.{dotted}")
+    dotted = " Dotted: kept at another checkpoint." if len(frames) > 1 and not columns else ""
+    everywhere = ", at all positions at once," if by_position else ""
+    st.caption(
+        f"Click an edge or a head to ablate it{everywhere} below; point at one for its exact score.{dotted} "
+        "A drawing that is wider than this page scrolls sideways."
+    )
     return done.step if done.step is not None else near
 
 
@@ -127,8 +144,10 @@ def evidence(one: StoredCircuit) -> None:
 
 def through_training(page: Page, run: Run, series: Series, step: int) -> None:
     """Births and deaths of edges, or how to get them."""
-    st.markdown("**Edges through training**")
-    with page.guarded("The lives of edges are left out.", page.command("circuit", "--checkpoints", "all")):
+    by_position = series.found[0].by_position
+    st.markdown(f"**Edges through training**, of the search {'by position' if by_position else 'without positions'}")
+    again = page.command("circuit", "--checkpoints", "all", *(["--positions"] if by_position else []))
+    with page.guarded("The lives of edges are left out.", again):
         found, told, whole = lives(run, series)
         if whole:
             st.caption(
@@ -137,10 +156,11 @@ def through_training(page: Page, run: Run, series: Series, step: int) -> None:
             )
         else:
             st.caption(
-                f"Circuits of {len(series.steps)} checkpoint{'s' * (len(series.steps) > 1)} are stored. Births and "
-                "deaths need all of them, three in a row each:"
+                f"Circuits {'by position ' * by_position}of {len(series.steps)} "
+                f"checkpoint{'s' * (len(series.steps) > 1)} are stored. Births and deaths need all of them, three in a "
+                "row each:"
             )
-            st.code(page.command("circuit", "--checkpoints", "all"), language="sh", wrap_lines=True)
+            st.code(again, language="sh", wrap_lines=True)
             if told:
                 st.caption(plain(told))
         rows = life_rows(found, sorted({at for one in found for at in one.present}))
@@ -178,24 +198,43 @@ def presence(rows: list[dict], order: list[str], steps: list[int], step: int, wh
     return alt.layer(rule.encode(x=x), marks)
 
 
-def send(page: Page, run: Run, one: StoredCircuit) -> None:
-    """Link, command, Python, and the circuit as a file."""
+def send(page: Page, run: Run, one: StoredCircuit, columns: bool) -> None:
+    """Link, command, Python; the circuit, its drawing and its page as files."""
     page.share(
         page.command("circuit", "--checkpoints", str(one.step), *(["--positions"] if one.by_position else [])),
-        "from circuits.stored import newest_circuit\n\n"
-        f"found = newest_circuit(run, step={one.step}, by_position={one.by_position})\n"
+        "from circuits.stored import choose, stored_circuits\n\n"
+        f"found = choose(stored_circuits(run), step={one.step}, by_position={one.by_position})\n"
         "print(found.discovery.headline)\ncircuit = found.discovery.circuit.circuit()",
     )
+    name = f"{run.name}-step-{one.step}"
     if one.data.get("circuit") is not None:
+        st.download_button(
+            "Drawing (SVG)",
+            data=lambda: drawing_file(run, one, columns),
+            file_name=f"{name}.circuit.svg",
+            mime="image/svg+xml",
+            icon=":material/download:",
+            key="circuit.svg",
+            help="The drawing below at this checkpoint, as a file of its own.",
+        )
         st.download_button(
             "circuit.json",
             data=lambda: json_text(one.data["circuit"]),
-            file_name=f"{run.name}-step-{one.step}.circuit.json",
+            file_name=f"{name}.circuit.json",
             mime="application/json",
             icon=":material/download:",
             key="circuit.download",
             help=f"For other programs: {page.command('export', '--to', 'mib', '--checkpoint', str(one.step))}",
         )
+    st.download_button(
+        "Report (HTML)",
+        data=lambda: page_file(run, one),
+        file_name=f"{name}.circuit.html",
+        mime="text/html",
+        icon=":material/download:",
+        key="circuit.html",
+        help="The page of `interp report circuit` for this checkpoint. It is written when asked for: some seconds.",
+    )
 
 
 def nothing_stored(page: Page) -> None:
@@ -218,6 +257,12 @@ def _series(path: str, analyses: Stamp) -> dict[str, Series]:
 
 
 @st.cache_data(max_entries=8, show_spinner="Drawing the circuits")
-def _frames(path: str, analyses: Stamp, steps: list[int], by_position: bool) -> list[Frame]:
+def _frames(path: str, analyses: Stamp, steps: list[int], by_position: bool, columns: bool) -> list[Frame]:
     run = run_at(path)
-    return frames_of(run, series_of(run)["by position" if by_position else "whole"])
+    return frames_of(run, series_of(run)["by position" if by_position else "whole"], columns)
+
+
+@st.cache_data(max_entries=16, show_spinner=False)
+def _has_columns(path: str, analyses: Stamp) -> bool:
+    run = run_at(path)
+    return has_columns(run, series_of(run)["by position"])

@@ -11,11 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from circuits.stored import discovery_payload
 from dashboards.launch import STORE, command, free_port, stop, wait_until_up
 from interp.run import Store
 from tests.browser.chromium import Page, Pipe, chromium, require_chromium
 from tests.dash.analysed import LAST, analysed, hostile  # noqa: F401
 from tests.security.test_report_injection import PAYLOADS
+from tests.unit.small_circuits import discovery, placed, shape
+from tests.unit.test_circuit_page import REQUEST
 
 pytestmark = pytest.mark.browser
 ARTEFACTS = Path(__file__).resolve().parents[2] / "artifacts" / "dashboard"
@@ -54,10 +57,13 @@ def deep(selector: str) -> str:
 
 @pytest.fixture(scope="module")
 def store(analysed: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """A copy of the analysed store."""
+    """A copy of the analysed store, with a circuit by position beside the others."""
     require_chromium()
     folder = tmp_path_factory.mktemp("whatif") / "runs"
     shutil.copytree(analysed, folder)
+    by_place = placed({("embed->L0.H0.k", 1, 3): 1.0, ("embed->L0.H0.k", 0, 2): 0.5}, shape(heads=1))
+    stored = discovery_payload(LAST, "ab" * 32, REQUEST | {"by_position": True}, discovery(by_place))
+    Store(folder).run("solved").write_analysis("circuit-by-position", stored)
     return Store(folder)
 
 
@@ -225,6 +231,32 @@ def test_the_drawings_are_scrubbed_without_asking_the_server(page, base):
     page.evaluate(f"(() => {{ const s = {deep('.cf-slider')}; s.value = 0; s.dispatchEvent(new Event('input')); }})()")
     assert page.evaluate(kept) == 0
     assert page.evaluate("new URLSearchParams(location.search).get('step')") == str(LAST)
+
+
+def test_a_place_of_an_edge_by_position_asks_for_the_whole_edge_and_marks_each_of_its_places(page, base):
+    opened(page, f"{base}/circuit?run=solved&edges=by+position")
+    edge = "[data-whole='embed->L0.H0.k']"
+    page.until(f"!!{deep(edge)}")
+    reached = (
+        f"[...{deep('.cf-stage')}.querySelectorAll({json.dumps(edge)})].filter((one) => one.tabIndex === 0).length"
+    )
+    assert page.evaluate(reached) == 1
+    page.evaluate(f"{deep(edge)}.dispatchEvent(new MouseEvent('click', {{ bubbles: true }})); 1")
+    page.until("new URLSearchParams(location.search).get('target') === 'embed->L0.H0.k'")
+    page.until(f"{TEXT}.includes('With embed->L0.H0.k ablated')")
+    assert page.evaluate(f"{deep('.cf-stage')}.querySelectorAll('.edge.picked').length") == 2
+
+
+@pytest.mark.parametrize("address", ["edges=whole", "edges=by+position"])
+def test_on_a_narrow_screen_a_drawing_keeps_its_size_and_scrolls_in_its_own_frame(page, base, address):
+    for width, whole in ((390, False), (1440, True)):
+        page.view(width, 900)
+        opened(page, f"{base}/circuit?run=solved&{address}")
+        page.until(f"!!{deep('.cf-stage svg')}")
+        frame, drawing = deep(".cf-stage"), deep(".cf-stage svg")
+        page.until(f"{drawing}.getBoundingClientRect().width === Number({drawing}.getAttribute('width'))", 20)
+        assert page.evaluate(f"{frame}.scrollWidth <= {frame}.clientWidth") is whole
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 @pytest.mark.parametrize("name", ["patching?t=2&place=7", "circuit", "lens?depth=0&place=7", "embedding"])
