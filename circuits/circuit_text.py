@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from rich.table import Table
 from rich.text import Text
 
+from circuits.circuit_effects import RANK_SCORE
 from circuits.cli_text import estimate
 from circuits.discovery_result import CurvePoint, DiscoveryFile
 from circuits.outputs import CircuitOutput
@@ -43,7 +44,10 @@ def show_discovery(output: CircuitOutput) -> None:
     )
     if found.circuit is not None:
         about = found.circuit.provenance
-        told(f"pairs: {about.pairs}; metric: {about.metric}; {about.ablation} ablation; ranked by {about.method}")
+        told(
+            f"pairs: {about.pairs}; metric: {about.metric}; {about.ablation} ablation; "
+            f"chosen along the ranking by {about.method}"
+        )
         told(f"nodes: {', '.join(found.nodes)}")
     if found.faithfulness is not None:
         _faithfulness(found)
@@ -60,7 +64,7 @@ def show_discovery(output: CircuitOutput) -> None:
             f"[{again.overlap.low:.2f}, {again.overlap.high:.2f}]"
         )
     if found.circuit is not None:
-        out().print(_edges(found))
+        _edges(found)
     for text in found.notes:
         told(f"note: {text}")
     for text in found.limits:
@@ -153,14 +157,24 @@ def _tests(found: DiscoveryFile) -> None:
         told(f"{row.name}, null: {row.hypothesis}; {row.reading}")
 
 
-def _edges(found: DiscoveryFile) -> Table:
-    frame = found.circuit.circuit().to_frame()
+def _edges(found: DiscoveryFile) -> None:
+    """Kept edges, large effects first, and below them what the columns are."""
+    frame, effects = found.circuit.circuit().to_frame(), found.circuit.effects
     kept = frame[frame.kept]
     shown = kept.head(TOP_EDGES)
-    table = Table("edge", "score", "kept again", title=f"{len(shown)} of {len(kept)} kept edges")
-    for edge, score, again in zip(shown.edge, shown.score, shown.frequency, strict=True):
-        table.add_row(Text(visible(edge)), f"{score:+.3f}", "-" if again != again else f"{again:.0%}")
-    return table
+    columns = ("edge", *(() if effects is None else ("effect",)), "rank score", "kept again")
+    table = Table(*columns, title=f"{len(shown)} of {len(kept)} kept edges")
+    for row in shown.itertuples():
+        effect = "not measured" if row.effect != row.effect else f"{row.effect:.3f} [{row.low:.3f}, {row.high:.3f}]"
+        again = "-" if row.frequency != row.frequency else f"{row.frequency:.0%}"
+        table.add_row(Text(visible(row.edge)), *(() if effects is None else (effect,)), f"{row.score:+.3f}", again)
+    out().print(table)
+    if effects is not None:
+        told(
+            f"effect: {effects.kind}; in units of the metric, on {effects.n} held-out sequences, "
+            f"{100 * effects.level:g} % intervals; measured for {effects.counted} kept edges"
+        )
+    told(RANK_SCORE)
 
 
 def show_trajectory(output: CircuitOutput) -> None:

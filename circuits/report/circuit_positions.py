@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from markupsafe import Markup
 
 from circuits.naming import node_of
-from circuits.report.circuit_drawn import Drawn, DrawnEdge, DrawnShape
-from circuits.report.circuit_svg import Picture, thickness
+from circuits.report.circuit_drawn import Drawn, DrawnEdge, DrawnShape, told, weight
+from circuits.report.circuit_svg import Picture, Scale, thickness
 from circuits.report.svg import element, text
 
 MOST_ROWS, MOST_POSITIONS, MOST_EDGES = 20, 40, 800
@@ -23,7 +23,7 @@ def fits(data: Drawn) -> bool:
     return few and 0 < len(data.positions) <= MOST_POSITIONS
 
 
-def by_position(data: Drawn, scale: tuple[float, float], tips: Mapping[str, str]) -> Picture:
+def by_position(data: Drawn, scale: Scale, tips: Mapping[str, str]) -> Picture:
     """Rows are nodes in order of computation, from below; an edge leaves at its sender's position."""
     rows, n_pos = _rows(data.shape), len(data.positions)
     pitch = min(WIDEST, max(NARROWEST, (WIDE - LEFT) / n_pos))
@@ -32,7 +32,7 @@ def by_position(data: Drawn, scale: tuple[float, float], tips: Mapping[str, str]
     band = {"x": LEFT, "width": pitch * n_pos, "height": 2 * CELL_HIGH, "class_": "band"}
     parts = [element("rect", y=place.y(row) - CELL_HIGH, **band) for row in rows[::2]]
     parts += [text(LEFT - 10, place.y(row) + 4, row, "legend", "end") for row in rows]
-    ordered = sorted(data.edges, key=lambda edge: (abs(edge.score), edge.name, edge.place))
+    ordered = sorted(data.edges, key=lambda edge: (abs(weight([edge], scale.by_effect) or 0.0), edge.name, edge.place))
     parts += [_edge(place, data, edge, scale, tips) for edge in ordered]
     used = {(edge.receiver, edge.place[1]) for edge in data.edges}
     parts += [_cell(place, data, used, row, pos, tips) for row in rows for pos in range(n_pos)]
@@ -72,15 +72,16 @@ def _rows(shape: DrawnShape) -> list[str]:
     return [*rows, "logits"]
 
 
-def _edge(place: _Grid, data: Drawn, edge: DrawnEdge, scale: tuple[float, float], tips: Mapping[str, str]) -> Markup:
+def _edge(place: _Grid, data: Drawn, edge: DrawnEdge, scale: Scale, tips: Mapping[str, str]) -> Markup:
     start, end = edge.place
     name = f"{edge.sender}@{data.position(start)}->{edge.receiver}@{data.position(end)}"
     slot = SLOTS.get(edge.receiver[-1], 0.0) if edge.receiver[-2:-1] == "." else 0.0
     x0, y0 = place.x(start), place.y(edge.sender) - CELL_HIGH / 2
     x1, y1 = place.x(end) + slot, place.y(node_of(edge.receiver)) + CELL_HIGH / 2
-    path, width = _path(x0, y0, x1, y1, place.pitch), thickness(edge.score, scale) * THIN
+    lost = weight([edge], scale.by_effect)
+    path, width = _path(x0, y0, x1, y1, place.pitch), thickness(lost, scale) * THIN
     size = 2.6 + width * 0.45
-    said = [name, f"score {edge.score:.6g}"]
+    said = [name, *told([edge])]
     if edge.frequency is not None:
         said.append(f"kept by {edge.frequency:.0%} of the searches on resampled prompts")
     if start != end:
@@ -91,7 +92,7 @@ def _edge(place: _Grid, data: Drawn, edge: DrawnEdge, scale: tuple[float, float]
         element("path", d=path, class_="wire", stroke_width=width),
         element("path", d=f"M{x1:.1f},{y1:.1f} l{-size:.1f},{size * 1.7:.1f} h{2 * size:.1f} z", class_="tip"),
     ]
-    kind = "down" if edge.score < 0 else "up"
+    kind = "down" if (edge.score if lost is None else lost) < 0 else "up"
     return element("g", *parts, class_=f"edge {kind}", data_edge=name, data_whole=edge.name)
 
 

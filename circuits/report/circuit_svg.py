@@ -1,14 +1,14 @@
-"""A circuit as one layered SVG: rows are layers, columns are heads, hue is the sign of an edge and width its size."""
+"""A circuit as one layered SVG: rows are layers, columns are heads; hue is an edge's sign and width its size."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from importlib import resources
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from markupsafe import Markup
 
 from circuits.naming import node_of
-from circuits.report.circuit_drawn import Drawn, drawn, kinds, total
+from circuits.report.circuit_drawn import Drawn, drawn, kinds, ranked, told, total, weight
 from circuits.report.circuit_layout import TOP, Box, Layout, layout_of
 from circuits.report.circuit_routes import route
 from circuits.report.numbers import count, decimal
@@ -17,16 +17,24 @@ from circuits.report.svg import element, line, text
 if TYPE_CHECKING:
     from circuits.circuit import Circuit, CircuitFile
 
-THIN, THICK, ONLY = 1.4, 7.0, 3.6  # widths of the smallest and largest score, and where all are equal
+THIN, THICK, ONLY = 1.4, 7.0, 3.6  # widths of the smallest and largest, and where all are equal
 MARGIN = 10.0
 POINTED = 400  # edges up to which each has a wide, invisible path to point at
+
+
+class Scale(NamedTuple):
+    """Sizes that get the thinnest and the thickest line: of effects in units of the metric, or of rank scores."""
+
+    low: float
+    high: float
+    by_effect: bool = False
 
 
 def circuit_svg(
     circuit: "Circuit | CircuitFile | Mapping[str, Any]",
     *,
     positions: Literal["pooled", "columns"] = "pooled",
-    scale: tuple[float, float] | None = None,
+    scale: "Scale | tuple[float, float] | None" = None,
     tips: Mapping[str, str] | None = None,
     union: Collection[str] = (),
     legend: bool = True,
@@ -42,7 +50,7 @@ def circuit_svg(
         circuit: a circuit, its file, or the JSON of its file.
         positions: for a circuit by position: all places of an edge as one, with the offsets in its tooltip; or a column
             for each position, where there is room (`circuits.report.circuit_positions.fits`).
-        scale: sizes of score that get the thinnest and the thickest line; those of this circuit if not given.
+        scale: sizes that get the thinnest and the thickest line, see `extent`; those of this circuit if not given.
         tips: more words for tooltips, by name of a node or edge.
         union: edges of other checkpoints, drawn dotted where this circuit lacks them.
         styled: carry the style (`circuit_style`); a page with a policy has it in its head instead.
@@ -53,11 +61,12 @@ def circuit_svg(
         from circuits.report.circuit_positions import by_position, fits
 
         if fits(data):
-            scale = scale or extent([data], by_place=True)
-            note = "dot: not in the circuit"
+            scale = Scale(*(scale or extent([data], by_place=True)))
+            note = f"dot: not in the circuit; {_widths(data, scale, pooled=False)}"
             return _figure(by_position(data, scale, tips or {}), data, scale, note if legend else None, styled, title)
-    scale = scale or extent([data])
+    scale = Scale(*(scale or extent([data])))
     note = "dashed box: not in the circuit" + ("; all positions of an edge drawn as one" if data.positions else "")
+    note += f"; {_widths(data, scale, pooled=bool(data.positions))}"
     return _figure(_layers(data, scale, tips or {}, union), data, scale, note if legend else None, styled, title)
 
 
@@ -71,12 +80,12 @@ class Picture:
     thin: float = 1.0
 
 
-def _layers(data: Drawn, scale: tuple[float, float], tips: Mapping[str, str], union: Collection[str]) -> Picture:
+def _layers(data: Drawn, scale: Scale, tips: Mapping[str, str], union: Collection[str]) -> Picture:
     """Edges first, weak ones below strong ones, and the nodes over them."""
     layout = layout_of(data.shape)
     parts = [text(0, y + 4, name, "layer") for name, y in layout.layers]
     parts += [_other(layout, name) for name in sorted(set(union) - set(data.pooled))]
-    ordered = sorted(data.pooled.items(), key=lambda item: (abs(total(item[1])), item[0]))
+    ordered = sorted(data.pooled.items(), key=lambda item: (abs(weight(item[1], scale.by_effect) or 0.0), item[0]))
     parts += [_edge(layout, data, name, scale, tips, len(ordered) <= POINTED) for name, _ in ordered]
     parts += [_share(layout, *pair) for pair in layout.shares]
     used = {edge.receiver for edge in data.edges}
@@ -89,32 +98,44 @@ def circuit_style() -> Markup:
     return Markup(resources.files("circuits.report").joinpath("circuit_graph.css").read_text(encoding="utf-8"))
 
 
-def extent(circuits: "Collection[Drawn | Mapping[str, Any]]", by_place: bool = False) -> tuple[float, float]:
-    """Smallest and largest size of score over the kept edges of circuits, for a scale that they share.
+def extent(circuits: "Collection[Drawn | Mapping[str, Any]]", by_place: bool = False) -> Scale:
+    """Smallest and largest size over the kept edges of circuits, for a scale that they share.
+
+    Sizes are those of exact effects where every circuit has some, else of rank scores.
 
     Args:
         by_place: of single places of edges by position, for `positions="columns"`; else of their sums.
     """
     ready = [one if isinstance(one, Drawn) else drawn(one) for one in circuits]
-    if by_place:
-        sizes = [abs(edge.score) for one in ready for edge in one.edges]
-    else:
-        sizes = [abs(total(places)) for one in ready for places in one.pooled.values()]
-    return (min(sizes), max(sizes)) if sizes else (0.0, 0.0)
+    ready = [one for one in ready if one.edges]
+    by_effect = bool(ready) and all(one.effects is not None for one in ready)
+    rows = [[edge] for one in ready for edge in one.edges] if by_place else []
+    rows = rows or [places for one in ready for places in one.pooled.values()]
+    sizes = [abs(size) for size in (weight(places, by_effect) for places in rows) if size is not None]
+    return Scale(min(sizes), max(sizes), by_effect) if sizes else Scale(0.0, 0.0)
 
 
-def thickness(score: float, scale: tuple[float, float]) -> float:
-    """Width of a line, linear in the size of the score."""
-    low, high = scale
-    if high <= low:
+def thickness(size: float | None, scale: Scale) -> float:
+    """Width of a line, linear in the size of the effect or score; the thinnest where that is not measured."""
+    if size is None:
+        return THIN
+    if scale.high <= scale.low:
         return ONLY
-    return THIN + (THICK - THIN) * min(1.0, max(0.0, (abs(score) - low) / (high - low)))
+    return THIN + (THICK - THIN) * min(1.0, max(0.0, (abs(size) - scale.low) / (scale.high - scale.low)))
+
+
+def _widths(data: Drawn, scale: Scale, pooled: bool) -> str:
+    """What widths mean."""
+    if not scale.by_effect:
+        return "width: rank score, no unit"
+    said = "width: effects on the metric" + (", added up" if pooled else "")
+    return said if data.all_measured else f"{said}; thinnest: not measured"
 
 
 def words(data: Drawn, name: str, tips: Mapping[str, str]) -> str:
-    """Tooltip of an edge: score, how often searches on other prompts kept it, positions, and what is known besides."""
+    """Tooltip of an edge: effect, rank score, how often other prompts kept it, positions, and what is known besides."""
     places = data.pooled[name]
-    said = [name, f"score {total(places):.6g}" + (f", sum over {len(places)} places" if len(places) > 1 else "")]
+    said = [name, *told(places)]
     again = [edge.frequency for edge in places if edge.frequency is not None]
     if again:
         spread = f"{max(again):.0%}" if len(set(again)) == 1 else f"{min(again):.0%} to {max(again):.0%}"
@@ -122,9 +143,7 @@ def words(data: Drawn, name: str, tips: Mapping[str, str]) -> str:
     return "\n".join(part for part in (*said, kinds(data, name), tips.get(name, "")) if part)
 
 
-def _figure(
-    picture: Picture, data: Drawn, scale: tuple[float, float], note: str | None, styled: bool, title: str | None
-) -> str:
+def _figure(picture: Picture, data: Drawn, scale: Scale, note: str | None, styled: bool, title: str | None) -> str:
     """The whole drawing with title, description and legend."""
     heading, told = title or heading_of(data), description(data)
     top = TOP - MARGIN if note is None else -MARGIN
@@ -155,8 +174,9 @@ def heading_of(data: Drawn) -> str:
 
 def description(data: Drawn) -> str:
     """Size, faithfulness and strongest edges in words."""
-    order = sorted(data.pooled.items(), key=lambda item: (-abs(total(item[1])), item[0]))[:8]
-    strongest = ", ".join(f"{name} ({decimal(total(places))})" for name, places in order)
+    by_effect = data.effects is not None
+    order = [one for one in ranked(data) if weight(one[1], by_effect) is not None][:8]
+    strongest = ", ".join(f"{name} ({decimal(weight(places, by_effect) or 0.0)})" for name, places in order)
     size = f"{count(data.n_kept)} of {count(data.n_live)} live edges"
     if len(data.edges) < data.n_kept:
         size += f", of which the {count(len(data.edges))} strongest are drawn"
@@ -165,10 +185,11 @@ def description(data: Drawn) -> str:
     if data.faithfulness is not None:
         kept = f" They keep {decimal(data.faithfulness['value'])} {_bounds(data.faithfulness)} of the metric"
         kept += f" under {data.about.get('ablation')} ablation."
-    return f"{size}{pooled}.{kept} Strongest: {strongest or 'none'}."
+    ranked_by = "exact effect on the metric" if by_effect else "rank score"
+    return f"{size}{pooled}.{kept} Strongest by {ranked_by}: {strongest or 'none'}."
 
 
-def _legend(scale: tuple[float, float], note: str, thin: float) -> Markup:
+def _legend(scale: Scale, note: str, thin: float) -> Markup:
     """What hue and width mean, and how what is left out is drawn."""
     rows = []
     said = (("up", "leaving the edge out lowers the metric"), ("down", "raises it"))
@@ -177,10 +198,9 @@ def _legend(scale: tuple[float, float], note: str, thin: float) -> Markup:
         rows.append(element("g", _sample(x, 4.0), class_=kind))
         rows.append(text(x + 38, 13, meaning, "legend"))
         x += 38 + 6.1 * len(meaning) + 22
-    low, high = scale
-    if high > low:
-        for value in (low, high):
-            label = f"|score| {decimal(value)}"
+    if scale.high > scale.low:
+        for value in scale[:2]:
+            label = f"|{'effect' if scale.by_effect else 'rank score'}| {decimal(value)}"
             rows.append(element("g", _sample(x, thickness(value, scale) * thin), class_="up"))
             rows.append(text(x + 38, 13, label, "legend"))
             x += 38 + 6.1 * len(label) + 22
@@ -196,18 +216,18 @@ def _edge(
     layout: Layout,
     data: Drawn,
     name: str,
-    scale: tuple[float, float],
+    scale: Scale,
     tips: Mapping[str, str],
     pointed: bool,
 ) -> Markup:
     places = data.pooled[name]
-    score, way = total(places), route(layout, places[0].sender, places[0].receiver)
-    width = thickness(score, scale)
+    size, way = weight(places, scale.by_effect), route(layout, places[0].sender, places[0].receiver)
+    width, sign = thickness(size, scale), total(places) if size is None else size
     parts = [element("title", words(data, name, tips))]
     parts += [element("path", d=way.path, class_="hit")] if pointed else []
     parts.append(element("path", d=way.path, class_="wire", stroke_width=width))
     parts.append(element("path", d=way.tip(3.0 + width * 0.45), class_="tip"))
-    return element("g", *parts, class_=f"edge {'down' if score < 0 else 'up'}", data_edge=name)
+    return element("g", *parts, class_=f"edge {'down' if sign < 0 else 'up'}", data_edge=name)
 
 
 def _other(layout: Layout, name: str) -> Markup:

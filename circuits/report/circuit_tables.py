@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from circuits.report.circuit_drawn import drawn, kinds, total
+from circuits.circuit_effects import RANK_SCORE
+from circuits.report.circuit_drawn import Drawn, DrawnEdge, drawn, kinds, ranked, total
 from circuits.report.numbers import bounds, count, decimal, estimate, probability, sample
 
 if TYPE_CHECKING:
@@ -199,25 +200,51 @@ def tips(found: "DiscoveryFile") -> dict[str, str]:
 
 
 def edges(found: "DiscoveryFile") -> Grid:
-    """Kept edges, large scores first; edges by position with their places."""
+    """Kept edges, large effects first, else large rank scores; edges by position with their places."""
     if found.circuit is None:
         return Grid("", (), ())
     data = drawn(found.circuit)
-    order = sorted(data.pooled.items(), key=lambda item: (-abs(total(item[1])), item[0]))
-    rows = []
+    order, rows = ranked(data), []
     for name, places in order[:MOST_EDGES]:
         again = [edge.frequency for edge in places if edge.frequency is not None]
         share = DASH if not again else _share(sum(again) / len(again))
-        rows.append((name, decimal(total(places)), share, *((kinds(data, name),) if data.positions else ())))
+        row = (name, *((_effect(places),) if data.effects else ()), decimal(total(places)), share)
+        rows.append((*row, *((kinds(data, name),) if data.positions else ())))
     left = len(order) - len(rows)
-    caption = "Kept edges by size of score, which ranks edges and has no unit"
+    effects, rank = ("effect",) if data.effects else (), "rank score"
+    names = ("edge", *effects, rank, "kept again", *(("where",) if data.positions else ()))
+    return Grid(_about_edges(found, data, left), names, tuple(rows))
+
+
+def _effect(places: list[DrawnEdge]) -> str:
+    """Effect with its interval; of several places the sum of their single effects."""
+    known = [edge.effect for edge in places if edge.effect is not None]
+    if not known:
+        return "not measured"
+    if len(places) == 1:
+        value, low, high = known[0]
+        return f"{decimal(value)} [{decimal(low)}, {decimal(high)}]"
+    some = "" if len(known) == len(places) else f", {len(known)} of {len(places)} places"
+    return f"{decimal(sum(value for value, _, _ in known))}{some}"
+
+
+def _about_edges(found: "DiscoveryFile", data: Drawn, left: int) -> str:
+    """What the columns of the edges are."""
+    effects = found.circuit.effects
+    caption = "Kept edges by size of effect" if effects else "Kept edges by size of rank score"
     caption += f"; {count(left)} smaller ones are in circuit.json." if left else "."
+    if effects is not None:
+        caption += (
+            f" Effect: {effects.kind}, in units of the metric ({effects.unit}), on {count(effects.n)} held-out "
+            f"sequences, {100 * effects.level:g} % intervals; measured for {effects.counted} kept edges."
+        )
+    caption += f" R{RANK_SCORE[1:]}."
     if len(data.edges) < data.n_kept:
         caption += f" Only the {count(len(data.edges))} largest of {count(data.n_kept)} are counted here."
     if data.positions:
-        caption += " A score is the sum over the places of an edge; kept again is their mean."
-    names = ("edge", "score", "kept again", *(("where",) if data.positions else ()))
-    return Grid(caption, names, tuple(rows))
+        caption += " Of an edge with several places effect and rank score are sums over single places; kept again is "
+        caption += "their mean."
+    return caption
 
 
 def stability(found: "DiscoveryFile") -> list[str]:

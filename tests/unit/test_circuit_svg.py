@@ -1,4 +1,4 @@
-"""The drawing of a circuit: fixed places, hue and width from the score, exact tooltips, text that stays text."""
+"""The drawing of a circuit: fixed places, hue and width from effect or rank score, exact tooltips, text that stays text."""
 
 import json
 import re
@@ -125,7 +125,7 @@ def test_each_kept_edge_is_drawn_once_with_the_hue_of_its_sign_and_the_width_of_
 def test_a_common_scale_makes_widths_comparable_and_the_union_is_dotted():
     one, two = circuit(edges={"embed->M0": 1.0}), circuit(edges={"embed->M0": 1.0, "M0->logits": 5.0})
     scale = extent([drawn(one), drawn(two)])
-    assert scale == (1.0, 5.0)
+    assert scale == (1.0, 5.0, False)
     text = circuit_svg(one, scale=scale, union=two.edges())
     found = groups(text, "edge")
     assert found["embed->M0"].find(f"{SVG}path[@class='wire']").get("stroke-width") == f"{THIN:g}"
@@ -147,7 +147,7 @@ def test_tooltips_have_exact_values_frequency_and_what_is_known_besides():
     one = circuit(edges={"embed->L0.H1.k": 1.23456789})
     found = groups(circuit_svg(one, tips={"embed->L0.H1.k": "with M0: [0.1, 0.2]", "L0.H1": "backup"}), "edge")
     assert tip(found["embed->L0.H1.k"]) == (
-        "embed->L0.H1.k\nscore 1.23457\nkept by 80% of the searches on resampled prompts\nwith M0: [0.1, 0.2]"
+        "embed->L0.H1.k\nrank score 1.23457\nkept by 80% of the searches on resampled prompts\nwith M0: [0.1, 0.2]"
     )
     nodes = groups(circuit_svg(one, tips={"L0.H1": "backup"}), "node")
     assert tip(nodes["L0.H1"]) == "L0.H1: 0 kept edges out, 1 in\nbackup"
@@ -161,7 +161,7 @@ def test_positions_that_are_pooled_are_said_with_their_offsets():
     assert kinds(one, "L0.H0->logits") == "at 2 places, each at its own position: EoI, s1"
     text = circuit_svg(placed(PLACED))
     found = groups(text, "edge")
-    assert "score 1.5, sum over 2 places" in tip(found["embed->L0.H0.k"])
+    assert "\nrank score 1.5, sum over 2 places" in tip(found["embed->L0.H0.k"])
     assert "all positions of an edge drawn as one" in text
     assert "5 of 5 live edges, drawn as 3 edges without positions" in text
 
@@ -187,8 +187,8 @@ def test_the_drawing_is_an_image_with_a_title_and_words_and_without_script():
     assert (root.get("role"), root[0].tag, root[1].tag) == ("img", f"{SVG}title", f"{SVG}desc")
     assert root[0].text == "Circuit of poly1, step 1,375"
     assert root[1].text == (
-        "3 of 45 live edges. They keep 0.970 [0.960, 0.980] of the metric under resample ablation. Strongest: "
-        "M1->logits (3.000), L0.H1->M1 (\u22122.000), embed->L0.H1.k (1.000)."
+        "3 of 45 live edges. They keep 0.970 [0.960, 0.980] of the metric under resample ablation. Strongest by "
+        "rank score: M1->logits (3.000), L0.H1->M1 (\u22122.000), embed->L0.H1.k (1.000)."
     )
     assert root.get("aria-label") == f"{root[0].text}. {root[1].text}"
     assert not [
@@ -224,7 +224,7 @@ def test_an_empty_circuit_is_a_drawing_of_faint_nodes():
     text = circuit_svg(circuit(edges={}))
     assert groups(text, "edge") == {}
     assert "0 of 45 live edges" in text
-    assert "|score|" not in text
+    assert "|rank score|" not in text
 
 
 def test_drawing_a_stored_circuit_loads_no_torch(tmp_path):
