@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from circuits.detectors.base import Detection, Emergence
 from circuits.emergence import emergence, emergence_point
+from circuits.stored import CIRCUIT
 from interp.config import canonical_json, validated
 from interp.errors import InterpError, StoreError
 from interp.files import opened
@@ -242,8 +243,23 @@ def verdict_rows(found: Followed) -> list[dict[str, Any]]:
 
 def report_files(run: Run) -> dict[str, Path]:
     """Files of the run's own report that exist, by name."""
+    return _files(run, "report.html", "report.json", "report.md")
+
+
+def circuit_files(run: Run) -> dict[str, Path]:
+    """Files of the page of the run's circuit that exist, by name."""
+    return _files(run, "circuit.html", "circuit.svg", "circuit.json")
+
+
+def _files(run: Run, *names: str) -> dict[str, Path]:
     folder = run.path / "report"
-    return {name: folder / name for name in ("report.html", "report.json", "report.md") if (folder / name).is_file()}
+    return {name: folder / name for name in names if (folder / name).is_file()}
+
+
+def newest_search(run: Run) -> int | None:
+    """When a circuit search was stored last, in nanoseconds, from times of files alone; None where there is none."""
+    keys = [key for key in run.analyses() if key.startswith(CIRCUIT)]
+    return max((stamp(run.path / "analysis" / f"{key}.json").mtime_ns for key in keys), default=None)
 
 
 def accuracy_at(metrics: Sequence[Mapping[str, Any]], step: int) -> tuple[int | None, dict[int, float]]:
