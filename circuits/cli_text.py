@@ -1,11 +1,14 @@
 """How detections and verifications are shown on a terminal."""
 
+from collections.abc import Sequence
+
 from rich.table import Table
 from rich.text import Text
 
-from circuits.detectors.base import Detection, Emergence, Interval
+from circuits.detectors.base import Detection, Emergence, EmergencePoint, Interval
 from circuits.report.verify import VerifyResult
 from interp.console import out, say, visible
+from probes.percent import counted, percent, percents
 
 
 def estimate(interval: Interval | None) -> str:
@@ -20,12 +23,12 @@ def show_detection(detection: Detection, emergence: Emergence | None) -> None:
     say(detection.headline)
     lowest = min(detection.lengths, key=lambda row: (row.sequence.value, -row.length))
     say(
-        f"step {detection.step}; held-out sequence accuracy at the worst length ({lowest.length}): "
-        f"{estimate(lowest.sequence)}"
+        f"step {detection.step}; share of held-out sequences with every state right, at the worst length "
+        f"({lowest.length}): {estimate(lowest.sequence)}"
     )
     if detection.causal:
         out().print(_checks(detection))
-    out().print(_null(detection))
+    _null(detection)
     for carrier in detection.carriers:
         say(f"carrier {carrier.component}: {carrier.description}: {estimate(carrier.effect)}")
     for reason in detection.missing:
@@ -46,36 +49,60 @@ def _checks(detection: Detection) -> Table:
     return table
 
 
-def _null(detection: Detection) -> Table:
-    """One row per statistic."""
-    table = Table("statistic", "head", "observed", "null 95 %", "p", "smallest p", "null models", title="Attention")
+def _null(detection: Detection) -> None:
+    """One row per statistic, and below what is compared with what."""
+    columns = ("statistic", "head", "observed (95 % interval)", "null 95 %", "p", "smallest p")
+    table = Table(*columns, title="Attention on the target")
     for row in detection.null:
-        table.add_row(
-            row.role,
-            row.component,
-            f"{row.observed:.3f}",
-            f"{row.quantile_95:.3f}",
-            f"{row.p_value:.3g}",
-            f"{row.smallest_p:.3g}",
-            f"{row.n} ({row.n_sharp} sharp)",
-        )
-    return table
+        known = row.observed_interval
+        bounds = "" if known is None else f" [{known.low:.3f}, {known.high:.3f}] n={known.n}"
+        tail = (f"{row.quantile_95:.3f}", f"{row.p_value:.3g}", f"{row.smallest_p:.3g}")
+        table.add_row(row.role, row.component, f"{row.observed:.3f}{bounds}", *tail)
+    out().print(table)
+    over = next((row.over for row in detection.null if row.over), "")
+    if over:
+        say(f"observed: mean over {over}; n counts sequences")
+    models = ", ".join(dict.fromkeys(f"{row.n} untrained models ({row.n_sharp} sharp)" for row in detection.null))
+    if models:
+        say(f"null: the largest of each of {models}")
 
 
 def show_emergence(emergence: Emergence) -> None:
     """The curve as a table, then the step and its bracket."""
-    table = Table("step", "accuracy", "clock", "reading", "p", "interchange", "verdict", title="Emergence")
+    columns = ("step", "sequences\nright %", "clock %", "reading %", "p", "interchange %", "verdict")
+    table = Table(*columns, title=_counts(emergence.points))
     for point in emergence.points:
-        accuracy = "-" if point.min_accuracy is None else f"{point.min_accuracy:.3f}"
-        causal = "-" if point.causal is None else f"{point.causal:.3f}"
-        scores = (f"{point.clock:.3f}", f"{point.reading:.3f}", f"{point.p_value:.3g}")
-        table.add_row(str(point.step), accuracy, *scores, causal, point.verdict)
+        right = _percents(point.min_accuracy, point.accuracy_interval)
+        clock, reading = _percents(point.clock, point.clock_interval), _percents(point.reading, point.reading_interval)
+        causal = _percents(point.causal, point.causal_interval)
+        table.add_row(str(point.step), right, clock, reading, f"{point.p_value:.3g}", causal, point.verdict)
     out().print(table)
+    say("sequences right: held-out ones with every state right, at the worst length")
+    say("clock, reading: attention on the target; where interchange is given of that pair, else of the highest head")
+    say("interchange: the smaller of the two heads")
     if emergence.emerged is not None:
         low, high = emergence.bracket
         say(f"emerged at step {emergence.emerged} (between saved checkpoints {low} and {high})")
     if emergence.note:
         say(emergence.note)
+
+
+def _percents(value: float | None, interval: Interval | None) -> str:
+    if value is None:
+        return "-"
+    return percent(value) if interval is None else percents(value, interval.low, interval.high)
+
+
+def _counts(points: Sequence[EmergencePoint]) -> str:
+    """Title of the table with n of each kind of column."""
+    kinds = (
+        ("sequences", [point.accuracy_interval for point in points]),
+        ("attention", [one for point in points for one in (point.clock_interval, point.reading_interval)]),
+        ("interchange", [point.causal_interval for point in points]),
+    )
+    found = [(name, counted([one.n for one in some if one is not None])) for name, some in kinds]
+    said = "; ".join(f"{name} {n}" for name, n in found if n)
+    return f"Emergence, 95 % intervals ({said})" if said else "Emergence"
 
 
 def show_verification(result: VerifyResult) -> None:

@@ -13,19 +13,25 @@ def emergence_point(detection: Detection, loss: float | None) -> EmergencePoint:
     swaps = {}
     for check in detection.causal:  # the tested pair comes first in each role; later ones are rejected heads
         if check.name == "interchange":
-            swaps.setdefault(check.role, check.effect.value if check.tested else None)
-    tested = [value for value in swaps.values() if value is not None]
+            swaps.setdefault(check.role, check.effect if check.tested else None)
+    tested = [effect for effect in swaps.values() if effect is not None]
+    smaller = min(tested, key=lambda effect: effect.value) if len(tested) == 2 else None
+    lowest = min(detection.lengths, key=lambda row: (row.sequence.value, -row.length)).sequence
     return EmergencePoint(
         step=detection.step,
         loss=loss,
-        min_accuracy=min(row.sequence.value for row in detection.lengths),
+        min_accuracy=lowest.value,
         clock=by_role["clock"].observed,
         reading=by_role["reading"].observed,
         clock_head=by_role["clock"].component,
         reading_head=by_role["reading"].component,
         p_value=by_role["joint"].p_value,
-        causal=min(tested) if len(tested) == 2 else None,
+        causal=None if smaller is None else smaller.value,
         verdict=detection.verdict,
+        accuracy_interval=lowest,
+        clock_interval=by_role["clock"].observed_interval,
+        reading_interval=by_role["reading"].observed_interval,
+        causal_interval=smaller,
     )
 
 

@@ -1,11 +1,12 @@
 """95 % intervals for shares and means, with the count of independent units behind them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy.stats import binomtest
+from scipy.stats import binomtest, t
 from torch import Generator, Tensor
 
 
@@ -80,3 +81,16 @@ def mean(values: Float[Tensor, "unit"], generator: Generator, draws: int = 1000)
     means = units[rows].mean(1).numpy()
     low, high = np.quantile(means, [0.025, 0.975])
     return Estimate(float(units.mean()), float(low), float(high), n, "bootstrap over sequences")
+
+
+def mean_of_strata(strata: Sequence[Float[Tensor, "unit"]]) -> Estimate:
+    """Mean of the means of fixed strata, such as lengths, with Student's interval over the units within each.
+
+    The degrees of freedom are those of the units less one for each stratum; without any, the interval is the value.
+    """
+    units = [one.detach().double().cpu() for one in strata]
+    n, freedom = sum(map(len, units)), sum(len(one) - 1 for one in units)
+    value = sum(float(one.mean()) for one in units) / len(units)
+    variance = sum(float(one.var()) / len(one) for one in units if len(one) > 1) / len(units) ** 2
+    half = float(t.ppf(0.975, freedom)) * variance**0.5 if freedom else 0.0
+    return Estimate(value, value - half, value + half, n, "t over sequences within lengths")

@@ -13,7 +13,7 @@ from interp.config import ModelConfig
 from interp.hooks import HookedModel
 from interp.tasks.base import Task
 from probes.attention import attention_patterns, diagonal_score, shifted
-from probes.intervals import Estimate, mean
+from probes.intervals import Estimate, mean, mean_of_strata
 from probes.null import NullScan, null_scan, p_value
 
 MIN_LENGTH = 4  # at length 1 a mass above 0.5 occurs in 26-67 % of untrained 8-head models, at 4 or more in none of 100
@@ -213,3 +213,39 @@ def statistics(model: HookedModel, task: Task, sequences: Sequences, generator: 
                         )
                     )
     return rows
+
+
+def with_intervals(
+    summaries: list[NullSummary], model: HookedModel, task: Task, sequences: Sequences
+) -> list[NullSummary]:
+    """The same rows with the interval of the observed mass over the sequences of the scan, and what it is a mean over.
+
+    The joint statistic is the smaller of two masses and has the interval of that one.
+    """
+    masses: dict[str, list[Tensor]] = {role: [] for role in ROLES}  # of each length: [layer sequence head]
+    for length, tokens in sequences.items():
+        patterns = attention_patterns(model, tokens)
+        for role in ROLES:
+            masses[role].append(diagonal_score(patterns, task.attention_targets(length)[role]).sequence_mass)
+
+    def spread(role: str, component: str) -> Estimate:
+        layer, head = parse_label(component)
+        return mean_of_strata([one[layer, :, head] for one in masses[role]])
+
+    over, found = scan_words(sequences), []
+    for row in summaries:
+        clock_and_reading = row.component.split("+")
+        roles = [row.role] if len(clock_and_reading) == 1 else ["clock", "reading"]
+        estimates = [spread(*one) for one in zip(roles, clock_and_reading, strict=True)]
+        known = interval(min(estimates, key=lambda one: one.value))
+        found.append(row.model_copy(update={"observed_interval": known, "over": over}))
+    return found
+
+
+def scan_words(sequences: Sequences) -> str:
+    """Lengths and number of sequences of the scan, in words."""
+    counts = {len(tokens) for tokens in sequences.values()}
+    each = f"{min(counts)}" if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
+    lengths = ", ".join(map(str, sequences))
+    of = f"each of the lengths {lengths}" if len(sequences) > 1 else f"length {lengths}"
+    return f"{each} held-out sequences of {of}"

@@ -53,6 +53,12 @@ class NullSummary(Frozen):
     smallest_p: float = Field(description="the smallest p-value this null can give: 1 / (1 + n) for one checkpoint")
     quantile_95: float
     scan: str = Field(description="what the maximum runs over")
+    observed_interval: Interval | None = Field(
+        None,
+        description="of `observed`, over sequences at the lengths of the scan; of joint: of the smaller mass; null in "
+        "files from before it was kept",
+    )
+    over: str = Field("", description="the lengths and sequences that `observed` is a mean over")
 
 
 class CausalCheck(Frozen):
@@ -126,7 +132,9 @@ class EmergencePoint(Frozen):
 
     step: int
     loss: float | None
-    min_accuracy: float | None
+    min_accuracy: float | None = Field(
+        description="share of held-out sequences with every state right, at the length where it is lowest"
+    )
     clock: float
     reading: float
     clock_head: str
@@ -134,6 +142,12 @@ class EmergencePoint(Frozen):
     p_value: float
     causal: float | None = Field(None, description="smaller of the two interchange accuracies; None: not run here")
     verdict: Verdict
+    accuracy_interval: Interval | None = Field(
+        None, description="of min_accuracy; null in files from before it was kept, as are the next three"
+    )
+    clock_interval: Interval | None = None
+    reading_interval: Interval | None = None
+    causal_interval: Interval | None = None
 
 
 class Emergence(Frozen):

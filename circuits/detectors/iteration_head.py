@@ -55,6 +55,7 @@ from circuits.detectors._iteration_scan import (
     statistics,
     summarise_null,
     test_lengths,
+    with_intervals,
 )
 from circuits.detectors._iteration_verdict import decide, headline, limits, significant, statistic_pair
 from circuits.detectors.base import CausalCheck, Detection, LengthAccuracy, NullSummary, Statistic
@@ -192,6 +193,7 @@ def _gather(setting: Setting, options: Options, null: NullScan, causal_if_attend
     wanted = options.causal and not (causal_if_attending and not significant(most))
     pair = best_pair(setting, found, null) if wanted else None
     summary = summarise_null(found, null, options.checkpoints, pair) if pair else most
+    summary = with_intervals(summary, model, task, scan_sequences(task, sequences))
     checks = causal_checks(setting, pair) if pair else []
     rejected = rejected_checks(setting, found, null, pair) if pair else []
     return _Evidence(lengths, rows, summary, pair, checks, rejected, found)

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from circuits.report.schema import plain
+from circuits.report.schema import LATER, plain
 from interp.config import Frozen
 
 RELATIVE = 1e-6
@@ -48,7 +48,8 @@ def differences(stored: BaseModel, recomputed: BaseModel) -> Differences:
 
 def _walk(a: Any, b: Any, place: str, found: Differences) -> None:
     if isinstance(a, dict) and isinstance(b, dict):
-        for name in sorted({*a, *b} - IGNORED, key=str):
+        newer = {name for name in LATER if name in b and name not in a}  # stored before they were kept
+        for name in sorted({*a, *b} - IGNORED - newer, key=str):
             inner = f"{place}.{name}" if place else str(name)
             _walk(a.get(name, _ABSENT), b.get(name, _ABSENT), inner, found)
     elif isinstance(a, list) and isinstance(b, list):

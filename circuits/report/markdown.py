@@ -7,7 +7,7 @@ from circuits.detectors.base import Interval
 from circuits.report import summary
 from circuits.report.fingerprint import renderer_version
 from circuits.report.numbers import bounds, count, decimal, estimate, probability, sample
-from circuits.report.schema import CircuitReport
+from circuits.report.schema import CircuitReport, CircuitRow
 
 STAMP = "circuit-report-renderer"
 SPECIAL = re.compile(r"([\\`*_\[\]<>#|~$&@]|:(?=//)|^[-+=]|^\d+(?=[.)]))")
@@ -100,7 +100,7 @@ def _circuit(report: CircuitReport) -> str:
             escaped(row.component),
             escaped(row.role),
             escaped(row.position_rule),
-            estimate(row.attention),
+            f"{estimate(row.attention)}{_over(report, row)}",
             f"{estimate(row.effect)} ({escaped(row.metric)})",
             _controlled(row.control, row.control_name),
             summary.outcome(row.passed),
@@ -108,6 +108,12 @@ def _circuit(report: CircuitReport) -> str:
         for row in report.circuit
     ]
     return table(["Head", "Role", "Position rule", "Attention on target", "Effect", "Control", "Result"], rows)
+
+
+def _over(report: CircuitReport, row: CircuitRow) -> str:
+    """What the attention of a row is a mean over."""
+    said = summary.attention_over(report, row.component, row.role)
+    return f" ({said})" if said else ""
 
 
 def _carriers(report: CircuitReport) -> str:
@@ -130,17 +136,21 @@ def _emergence(report: CircuitReport) -> str:
     rows = [
         [
             count(p.step),
-            "\u2013" if p.min_accuracy is None else decimal(p.min_accuracy),
-            f"{decimal(p.clock)} ({escaped(p.clock_head)})",
-            f"{decimal(p.reading)} ({escaped(p.reading_head)})",
-            "\u2013" if p.causal is None else decimal(p.causal),
+            summary.within(p.min_accuracy, p.accuracy_interval),
+            f"{summary.within(p.clock, p.clock_interval)} ({escaped(p.clock_head)})",
+            f"{summary.within(p.reading, p.reading_interval)} ({escaped(p.reading_head)})",
+            summary.within(p.causal, p.causal_interval),
             probability(p.p_value),
             p.verdict,
         ]
         for p in points
     ]
-    head = ["Step", "Lowest accuracy", "Clock score", "Reading score", "Interchange", "p", "Verdict"]
-    return "\n\n".join(part for part in (sentence, table(head, rows)) if part)
+    head = ["Step", "Sequences right", "Clock score", "Reading score", "Interchange", "p", "Verdict"]
+    said = ""
+    if rows:
+        said = "Sequences right: every state right, at the length where this is lowest. "
+        said += f"{summary.emergence_counts(report).capitalize()}."
+    return "\n\n".join(part for part in (sentence, table(head, rows), escaped(said)) if part)
 
 
 def _causal(report: CircuitReport) -> str:
@@ -164,7 +174,8 @@ def _null(report: CircuitReport) -> str:
     rows = [
         [
             name,
-            decimal(row.observed),
+            f"{estimate(row.observed_interval) if row.observed_interval else decimal(row.observed)}"
+            + (f" ({escaped(row.over)})" if row.over else ""),
             escaped(row.component),
             decimal(row.quantile_95),
             f"{row.exceedances} of {count(row.n)}",

@@ -20,6 +20,9 @@ from interp.errors import ReportError
 
 FORMAT = "circuit-report/1"
 ENCODING = "uint8 sqrt(p) base64"
+LATER = frozenset(  # fields that older reports lack; left out where they are empty, so that the hash of those stays
+    {"observed_interval", "over", "accuracy_interval", "clock_interval", "reading_interval", "causal_interval"}
+)
 
 
 class Subject(Frozen):
@@ -218,7 +221,8 @@ class CircuitReport(Frozen):
 def plain(value: Any) -> Any:
     """JSON-ready form of a model: fields in declared order, dictionaries sorted by key, so equal gives equal."""
     if isinstance(value, BaseModel):
-        return {name: plain(getattr(value, name)) for name in type(value).model_fields}
+        fields = {name: getattr(value, name) for name in type(value).model_fields}
+        return {name: plain(one) for name, one in fields.items() if name not in LATER or one not in (None, "")}
     if isinstance(value, dict):
         return {str(key): plain(value[key]) for key in sorted(value)}
     if isinstance(value, list | tuple):

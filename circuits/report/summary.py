@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from circuits.detectors.base import CausalCheck, LengthAccuracy, NullSummary, Statistic
+from circuits.detectors.base import CausalCheck, Interval, LengthAccuracy, NullSummary, Statistic
 from circuits.report.numbers import bounds, count, decimal, probability, sample
 from circuits.report.schema import CircuitReport
+from probes.percent import counted
 
 VERDICT_TONE = {
     "iteration head": "good",
@@ -138,6 +139,37 @@ def shown_statistics(report: CircuitReport) -> list[Statistic]:
             chosen[role] = max(of_role, key=lambda row: (row.mass.value, row.component)).component
     kept = [row for row in rows if chosen.get(row.role) == row.component]
     return sorted(kept, key=lambda row: (row.role, row.length))
+
+
+def attention_over(report: CircuitReport, component: str, role: str) -> str:
+    """Lengths and sequences that the attention of a row of the circuit is a mean over; empty where none is stored."""
+    rows = [row for row in report.detection.statistics if (row.component, row.role) == (component, role)]
+    if not rows:
+        return ""
+    lengths, counts = sorted(row.length for row in rows), sorted({row.mass.n for row in rows})
+    span = f"length {lengths[0]}" if len(lengths) == 1 else f"{len(lengths)} lengths from {lengths[0]} to {lengths[-1]}"
+    each = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return f"{span}, {each} sequences each"
+
+
+def within(value: float | None, interval: Interval | None) -> str:
+    """A number with its interval where one is stored; a dash where there is no number."""
+    if value is None:
+        return "\u2013"
+    return decimal(value) if interval is None else f"{decimal(value)} {bounds(interval)}"
+
+
+def emergence_counts(report: CircuitReport) -> str:
+    """How many units stand behind the columns of the table of checkpoints; empty for older reports."""
+    points = report.emergence.points if report.emergence else []
+    kinds = (
+        ("sequences", [point.accuracy_interval for point in points]),
+        ("sequences of the scores", [one for p in points for one in (p.clock_interval, p.reading_interval)]),
+        ("units of interchange", [point.causal_interval for point in points]),
+    )
+    found = [(name, counted([one.n for one in some if one is not None])) for name, some in kinds]
+    said = "; ".join(f"{name} {n}" for name, n in found if n)
+    return f"95 % intervals: {said}" if said else "no intervals are stored"
 
 
 def emergence_sentence(report: CircuitReport) -> str:

@@ -2,10 +2,20 @@
 
 import pytest
 
-from circuits.detectors.base import CausalCheck, Detection, EmergencePoint, Interval, LengthAccuracy, NullSummary
+from circuits.cli_text import show_detection, show_emergence
+from circuits.detectors.base import (
+    CausalCheck,
+    Detection,
+    Emergence,
+    EmergencePoint,
+    Interval,
+    LengthAccuracy,
+    NullSummary,
+)
 from circuits.emergence import emergence, emergence_point
 
 PASS, FAIL = "iteration head", "candidate"
+OVER = "8 held-out sequences of each of the lengths 4, 6"
 SOME = Interval(value=0.5, low=0.4, high=0.6, n=10, method="wilson")
 
 
@@ -131,3 +141,62 @@ READ = interchange(0.9, True, role="reading")
 )
 def test_causal_number_is_the_smaller_of_the_two_interchanges(checks: list[CausalCheck], causal: float | None):
     assert emergence_point(detection(checks), None).causal == causal
+
+
+def test_every_number_of_a_point_keeps_its_interval():
+    found = detection([READ, interchange(0.6, True)])
+    known = Interval(value=0.9, low=0.88, high=0.92, n=48, method="t")
+    rows = [row.model_copy(update={"observed_interval": known}) if row.role == "clock" else row for row in found.null]
+    point = emergence_point(found.model_copy(update={"null": rows}), None)
+    assert point.clock_interval == known and point.reading_interval is None, "nothing is made up for older detections"
+    assert (
+        (point.accuracy_interval.value, point.causal_interval.value) == (point.min_accuracy, point.causal) == (0.7, 0.6)
+    )
+
+
+def test_of_lengths_that_are_equally_bad_the_longest_is_kept():
+    found = detection([])
+    rows = [
+        row.model_copy(update={"sequence": row.sequence.model_copy(update={"value": 0.0, "n": row.length})})
+        for row in found.lengths
+    ]
+    assert emergence_point(found.model_copy(update={"lengths": rows}), None).accuracy_interval.n == 6
+
+
+def long_run(interval: Interval | None) -> Emergence:
+    known = dict.fromkeys(("accuracy_interval", "clock_interval", "reading_interval", "causal_interval"), interval)
+    rows = [point.model_copy(update={**known, "causal": 1.0, "step": 13000 + point.step}) for point in points("PPPP")]
+    return emergence(rows)
+
+
+def test_the_table_of_checkpoints_has_n_and_intervals_in_100_columns(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    show_emergence(long_run(Interval(value=0.994, low=0.984, high=0.996, n=64, method="t")))
+    lines = capsys.readouterr().out.splitlines()
+    assert "95 % intervals (sequences n=64; attention n=64; interchange n=64)" in lines[0]
+    row = [cell.strip() for cell in next(line for line in lines if "13010" in line).strip("│").split("│")]
+    assert row == ["13010", "100 [98, >99]", "90 [98, >99]", "80 [98, >99]", "0.002", "100 [98, >99]", PASS]
+    assert "every state right, at the worst length" in " ".join(lines)
+
+
+def test_a_course_stored_without_intervals_is_still_shown(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    show_emergence(long_run(None))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].strip() == "Emergence" and "│ 100" in next(line for line in lines if "13010" in line)
+
+
+def test_the_statistic_says_what_it_is_a_mean_over_and_how_sure_it_is(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    known = Interval(value=0.9, low=0.881, high=0.919, n=48, method="t")
+    found = detection([])
+    rows = [row.model_copy(update={"observed_interval": known, "over": OVER})
+            for row in found.null]  # fmt: skip
+    show_detection(found.model_copy(update={"null": rows}), None)
+    text = capsys.readouterr().out
+    assert (
+        "0.900 [0.881, 0.919] n=48" in text
+        and "observed: mean over 8 held-out sequences of each of the lengths 4, 6" in text
+    )
+    assert "null: the largest of each of 499 untrained models (374 sharp)" in text
+    assert "share of held-out sequences with every state right, at the worst length (5): 0.700" in text

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from probes.intervals import clustered_share, mean, share
+from probes.intervals import clustered_share, mean, mean_of_strata, share
 
 Z = 1.959963984540054  # 97.5 % point of the standard normal
 
@@ -102,3 +102,18 @@ def test_a_mean_of_identical_shares_is_not_certain():
     found = mean(torch.ones(5), torch.Generator())
     assert (found.value, found.method) == (1.0, "wilson")
     assert found.low == pytest.approx(0.5655, abs=1e-4)
+
+
+def test_a_mean_over_lengths_varies_only_within_them():
+    found = mean_of_strata([torch.tensor([0.2, 0.4]), torch.tensor([0.8, 1.0])])
+    half = 4.302653 * (2 * 0.02 / 2) ** 0.5 / 2  # t of 2 degrees of freedom; variance .02 within each length
+    assert (found.value, found.n) == (pytest.approx(0.6), 4)
+    assert (found.low, found.high) == (pytest.approx(0.6 - half), pytest.approx(0.6 + half))
+    apart = mean_of_strata([torch.full((8,), 0.2), torch.full((8,), 0.9)])
+    assert apart.low == apart.value == apart.high == pytest.approx(0.55), "lengths differ, sequences do not"
+
+
+def test_a_mean_over_lengths_covers_the_true_mean_about_95_per_cent_of_the_time():
+    draws = torch.rand(2000, 3, 8, generator=stream()) + torch.arange(3)[:, None]
+    found = [mean_of_strata(list(one)) for one in draws]
+    assert 0.93 <= sum(one.low <= 1.5 <= one.high for one in found) / 2000 <= 0.97

@@ -8,12 +8,17 @@ from circuits.detectors._iteration_scan import (
     cells,
     family_p,
     label,
+    model_cells,
     parse_label,
     scan_sequences,
     scanned_maxima,
     summarise_null,
+    with_intervals,
 )
+from interp.config import DataConfig
+from interp.model import Transformer
 from interp.registry import load
+from interp.tasks._load import model_config_for
 from probes.null import NullScan
 
 ZERO = OFFSETS.index(0)
@@ -120,3 +125,21 @@ def test_the_probe_set_is_at_most_six_lengths_of_eight_sequences_from_four_up():
 
 def test_labels_go_out_and_in():
     assert parse_label(label(3, 11)) == (3, 11)
+
+
+def test_the_interval_of_the_observed_mass_holds_it_and_names_lengths_and_sequences():
+    entry = load("task", "polynomial")
+    small = entry.build(entry.params(max_length=6, modulus=5))
+    cfg = model_config_for(entry.preset().model.model_copy(update={"d_model": 8, "n_heads": 2}), small)
+    model = Transformer(cfg, seed=3).eval()
+    probe = scan_sequences(small, small.split(0, DataConfig(per_length=40)).test)
+    maxima = NullScan(torch.rand(9, 3), torch.ones(9))
+    rows = with_intervals(summarise_null(model_cells(model, small, probe), maxima, 1), model, small, probe)
+    for row in rows:
+        assert row.observed_interval.value == pytest.approx(row.observed, abs=1e-6), "of the same sequences"
+        assert row.observed_interval.low < row.observed < row.observed_interval.high
+        assert row.observed_interval.n == 24 and row.over == "8 held-out sequences of each of the lengths 4, 5, 6"
+    of = {row.role: row.observed_interval for row in rows}
+    clock, reading = rows[-1].component.split("+")
+    if (clock, reading) == (rows[1].component, rows[0].component):
+        assert of["joint"] == min(of["clock"], of["reading"], key=lambda one: one.value)

@@ -12,7 +12,7 @@ from circuits.report.drawing import circuit_figure
 from circuits.report.figures import length_figure, training_figure
 from circuits.report.html import render_html
 from circuits.report.markdown import code, escaped, render_markdown
-from circuits.report.numbers import decimal, estimate, probability
+from circuits.report.numbers import bounds, decimal, estimate, probability
 from circuits.report.render import write_report
 from circuits.report.schema import from_json, sealed, to_json
 from circuits.report.svg import StepScale, nice_ceiling
@@ -29,6 +29,7 @@ from tests.unit.report_factory import (
     solved_report,
 )
 
+OVER = "8 held-out sequences of each of the lengths 4, 6"
 KINDS = [solved_report, many_heads_report, other_circuit_report, empty_report]
 
 
@@ -49,6 +50,26 @@ def test_an_estimate_carries_its_interval_and_n():
 @pytest.mark.parametrize(("p", "text"), [(1 / 501, "0.002"), (0.61, "0.61"), (0.04, "0.04"), (2e-6, "2.0e\u221206")])
 def test_p_values_are_readable(p, text):
     assert probability(p) == text
+
+
+def test_attention_says_over_which_lengths_and_sequences_it_is_a_mean():
+    report = solved_report()
+    known = share(0.82, 48)
+    rows = [row.model_copy(update={"observed_interval": known, "over": OVER})
+            for row in report.detection.null]  # fmt: skip
+    points = [point.model_copy(update={"clock_interval": known}) for point in report.emergence.points]
+    detection = report.detection.model_copy(update={"null": rows})
+    course = report.emergence.model_copy(update={"points": points})
+    report = sealed(report.model_copy(update={"detection": detection, "emergence": course}))
+    page, text = render_html(report), render_markdown(report)
+    counts = {row.length: row.mass.n for row in report.detection.statistics if row.role == "clock"}
+    over = summary.attention_over(report, "L0.H0", "clock")
+    assert over == f"{len(counts)} lengths from {min(counts)} to {max(counts)}, {counts[min(counts)]} sequences each"
+    for shown in (page, text):
+        assert over in shown and "8 held-out sequences of each of the lengths 4, 6" in shown
+        assert shown.count(bounds(known)) + shown.count(escaped(bounds(known))) >= len(points)
+        assert "sequences of the scores n=48" in shown and "every state right" in shown
+    assert "in the one sequence that is shown" in page
 
 
 def test_sections_stand_in_the_order_a_reviewer_reads():

@@ -6,11 +6,12 @@ import shutil
 
 import pytest
 
+from circuits.report.compare import differences
 from circuits.report.render import write_report
-from circuits.report.schema import CircuitReport, sealed, to_json
+from circuits.report.schema import CircuitReport, content_hash, sealed, to_json
 from circuits.report.verify import load_report, verify
 from interp.errors import ReportError
-from tests.unit.report_factory import empty_report, many_heads_report, solved_report
+from tests.unit.report_factory import empty_report, many_heads_report, share, solved_report
 
 
 @pytest.fixture(scope="module")
@@ -172,3 +173,17 @@ def test_patterns_agree_to_one_level(tmp_path, levels, fields):
     path.write_text(to_json(sealed(many_heads_report())), encoding="utf-8")
     result = verify(path, rerun=lambda report: nudged(report, levels))
     assert [one.field for one in result.mismatches] == fields
+
+
+def test_a_report_from_before_intervals_were_kept_keeps_its_hash_and_its_rerun():
+    stored = solved_report()
+    point = stored.emergence.points[-1].model_copy(update={"clock_interval": share(0.9)})
+    row = stored.detection.null[0].model_copy(update={"observed_interval": share(0.9), "over": "length 4"})
+    detection = stored.detection.model_copy(update={"null": [row, *stored.detection.null[1:]]})
+    course = stored.emergence.model_copy(update={"points": [*stored.emergence.points[:-1], point]})
+    now = stored.model_copy(update={"detection": detection, "emergence": course})
+    text = to_json(sealed(stored))
+    assert "observed_interval" not in text and "observed_interval" in to_json(now), "left out where there is none"
+    assert not differences(stored, now).mismatches, "a newer program knows more"
+    assert [one.field for one in differences(now, stored).mismatches], "what is stored must come again"
+    assert content_hash(stored) != content_hash(now), "what is there is under the hash"

@@ -175,7 +175,7 @@ const AttnView = (() => {
       const best = this.scoresOf(layer, head)[0];
       score.textContent = best ? best[1].toFixed(2) : "";
       if (!best) return;
-      button.title = `mean attention on the ${best[0]} targets`;
+      button.title = `mean attention on the ${best[0]} targets, in this one sequence`;
       if (!this.roleOf(layer, head)) found.textContent = best[1] >= FITS ? best[0] : "\u00a0";
     }
 
