@@ -7,10 +7,11 @@ from pydantic import Field
 
 from interp.config import Frozen
 
-RANK_SCORE = (
-    "rank score, without a unit: mean of what the rankings give, each divided by its largest; kept edges have 1 more "
-    "in size, so that they come first"
+RANKS = (
+    "the mean of what the rankings give, each divided by its largest, and 1 more in size for kept edges, so that they "
+    "come first"
 )
+RANK_SCORE = f"rank score, without a unit: {RANKS}"
 KIND = "metric lost when this edge alone is left out of the clean run, everything downstream recomputed"
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from circuits.circuit import Circuit
 from circuits.interchange.files import name_of_files, read_object
-from circuits.interchange.mib import POOLED
+from circuits.interchange.mib import POOLED, UNSUMMED
 from circuits.interchange.mib_json import circuit_of_mib, write_mib_json
 from circuits.interchange.mib_pt import read_mib_pt, write_mib_pt
 from circuits.interchange.neuronpedia import circuit_of_graph, write_neuronpedia
@@ -47,7 +47,8 @@ def export_circuit(circuit: Circuit, to: str, folder: Path, stem: str, pool: boo
         "neuronpedia": write_neuronpedia,
     }
     if pool and circuit.by_position:
-        circuit, notes = circuit.pooled, [*notes, POOLED]
+        unsummed = [] if circuit.effects is None else [UNSUMMED]
+        circuit, notes = circuit.pooled, [*notes, POOLED, *unsummed]
     path = folder / f"{stem}.{ENDINGS[to]}"
     write[to](path, circuit, notes)
     about = circuit.provenance

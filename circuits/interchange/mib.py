@@ -8,14 +8,22 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuits.circuit import Circuit, Provenance
+from circuits.circuit_effects import RANKS
 from circuits.graph import EdgeGraph, ModelShape, graph_of
 from circuits.interchange.own import KEY, circuit_of_record
 from interp.errors import NotExpressible, StoreError
 
+UNKNOWN = "unknown"  # method of a circuit whose scores are another program's
 SHARED = "n_key_value_heads"  # our addition to cfg, which EAP-IG keeps and does not read
 POOLED = "positions were pooled: an edge is kept where it is at any position, and its scores add up"
+UNSUMMED = "effects of single places do not add up and are left out"
 BESIDE = "live edges, frequencies, intervals and provenance stand under the key interp, which others do not read"
 MAX_PAIRS = 6_000_000  # of a source and a destination; 32 layers of 32 heads have 3.3 million
+RANKED = (
+    f"scores are rank scores without a unit: {RANKS}; from the last kept edge to the next one they drop by about 1, "
+    "which says nothing of effects"
+)
+MEASURED = "exact effects of kept edges in units of the metric, with intervals, stand under the key interp"
 SPLIT = "keys and values that heads share are written once for each head, with an equal part of the score"
 
 
@@ -125,7 +133,8 @@ def to_mib(circuit: Circuit) -> tuple[MibGraph, list[str]]:
         "parallel_attn_mlp": shape.parallel[0],
         "d_model": shape.d_model,
     }
-    notes = [BESIDE]
+    notes = [] if circuit.provenance.method == UNKNOWN else [RANKED]
+    notes += [*([] if circuit.effects is None else [MEASURED]), BESIDE]
     if shape.kv_heads[0] < shape.heads[0]:
         cfg[SHARED] = shape.kv_heads[0]
         notes.append(SPLIT)
@@ -196,7 +205,9 @@ def from_mib(graph: MibGraph, record: Any, where: str) -> tuple[Circuit, list[st
     if lost:
         raise StoreError(f"{where}: keeps {lost}, which the model it names does not have")
     if known is not None:
-        note = "edges or scores were changed after the export; live edges, intervals and frequencies are left out"
+        note = (
+            "edges or scores were changed after the export; live edges, effects, intervals and frequencies are left out"
+        )
         return Circuit(ours, shape, kept, ours.exists.clone(), scores, known.provenance), [note]
     notes = ["the file does not say which edges are live, so all count as live", "nor the ablation: MIB's is resample"]
     return Circuit(ours, shape, kept, ours.exists.clone(), scores, _provenance(where)), notes
@@ -239,7 +250,7 @@ def _provenance(where: str) -> Provenance:
         n_units={},
         metric="unknown",
         ablation="resample",
-        method="unknown",
+        method=UNKNOWN,
         seed=0,
         code_version="unknown",
     )

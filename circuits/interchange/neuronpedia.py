@@ -5,14 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from circuits.circuit import Circuit
+from circuits.circuit_effects import RANKS, by_place
 from circuits.interchange.files import of_type, read_object, write_object
 from circuits.interchange.own import KEY, circuit_of_record, record_of
 from interp.errors import NotExpressible, StoreError
 
-SUMMED = "queries, keys and values of one head are one node, so the scores of its three kinds of edges add up"
+SUMMED = "queries, keys and values of one head are one node, so the weights of its three kinds of edges add up"
 SHARED = "edges into keys and values that heads share are divided equally among these heads"
 POOLED = "edges have no positions; their nodes stand at the last token"
-TARGET = "the scores are of the metric; edges into the logits end at the most probable answer"
+TARGET = "edges into the logits end at the most probable answer, though the metric also has other ones"
 
 
 def neuronpedia_json(circuit: Circuit, notes: list[str]) -> dict[str, Any]:
@@ -23,25 +24,38 @@ def neuronpedia_json(circuit: Circuit, notes: list[str]) -> dict[str, Any]:
     """
     if circuit.example is None:
         raise NotExpressible("the circuit has no example prompt, and an attribution graph is one of a prompt")
-    notes += [SUMMED, TARGET, *([] if circuit.by_position else [POOLED])]
+    notes += [_weights(circuit), SUMMED, TARGET, *([] if circuit.by_position else [POOLED])]
     if any(kv < heads for kv, heads in zip(circuit.shape.kv_heads, circuit.shape.heads, strict=True)):
         notes.append(SHARED)
-    placed = _Placed(circuit)
+    placed, known = _Placed(circuit), by_place(None if circuit.effects is None else circuit.effects.model_dump())
     links: dict[tuple[str, str], float] = {}
     for place in circuit.kept.nonzero().tolist():
-        score = float(circuit.scores[tuple(place)])
+        name, at = circuit.graph.name(*place[:2]), tuple(place[2:]) or None
+        weight = known.get((name, at), (0.0,))[0] if known else float(circuit.scores[tuple(place)])
         sender, receiver = circuit.graph.senders[place[0]], circuit.graph.receivers[place[1]]
         start, end = place[2:] if circuit.by_position else (placed.last, placed.last)
         targets = placed.owners(receiver)
         for target in targets:
             link = placed.node(sender, start), placed.node(target, end)
-            links[link] = links.get(link, 0.0) + score / len(targets)
+            links[link] = links.get(link, 0.0) + weight / len(targets)
     return {
         "metadata": _metadata(circuit, placed, notes),
         "qParams": {"pinnedIds": [], "supernodes": [], "linkType": "both", "clickedId": "", "sg_pos": ""},
         "nodes": [placed.nodes[key] for key in sorted(placed.nodes)],
         "links": [{"source": one, "target": two, "weight": weight} for (one, two), weight in sorted(links.items())],
     }
+
+
+def _weights(circuit: Circuit) -> str:
+    """What the weights of the links are."""
+    effects = circuit.effects
+    if effects is None or not effects.edges:
+        return f"weights are rank scores without a unit: {RANKS}"
+    said = f"weights are exact effects: {effects.kind}, in units of the metric ({effects.unit}), on {effects.n} "
+    said += "held-out sequences; their intervals stand under the key interp"
+    if effects.measured < effects.of:
+        said += f"; only {effects.measured:,} of {effects.of:,} edges are measured, the others have the weight 0"
+    return said
 
 
 def write_neuronpedia(path: Path, circuit: Circuit, notes: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""The drawing of a circuit: fixed places, hue and width from effect or rank score, exact tooltips, text that stays text."""
+"""The drawing of a circuit: fixed places, hue and width from effect or rank score, exact tooltips, text stays text."""
 
 import json
 import re

@@ -5,10 +5,12 @@ import json
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 
 import pytest
 import torch
 
+from circuits.circuit_effects import EdgeEffect, EdgeEffects
 from circuits.interchange.export import circuit_of_path, export_circuit
 from circuits.interchange.mib import empty_graph, to_mib
 from circuits.interchange.mib_json import circuit_of_mib, mib_json, read_mib_json, write_mib_json
@@ -144,6 +146,30 @@ def test_a_circuit_by_position_is_refused_or_pooled_on_request(tmp_path):
     assert any("positions were pooled" in note for note in written["interp"]["notes"])
     back, _ = circuit_of_path(done.files["mib"])
     assert same(back, one.pooled)
+
+
+def test_scores_are_called_rank_scores_and_exact_effects_travel_beside_them(tmp_path):
+    effects = EdgeEffects(
+        unit="logit_diff",
+        n=32,
+        n_prompts=32,
+        measured=1,
+        of=1,
+        edges=[EdgeEffect(edge="embed->M0", value=7.5, low=7.0, high=8.0)],
+    )
+    one, notes = circuit(edges={"embed->M0": 2.0}, effects=effects), []
+    body = mib_json(one, notes)
+    assert body["edges"]["input->m0"]["score"] == 2.0, "readers rank by it"
+    assert any("rank scores without a unit" in note and "1 more in size for kept edges" in note for note in notes)
+    assert any("exact effects of kept edges" in note for note in notes) and body["interp"]["notes"] == notes
+    assert body["interp"]["circuit"]["effects"]["edges"][0]["value"] == 7.5
+    assert circuit_of_mib(json.loads(json.dumps(body)), "ours.json")[0].effects == effects
+    foreign, more = circuit_of_mib(theirs(), "theirs.json")[0], []
+    mib_json(foreign, more)
+    assert not any("rank scores" in note for note in more), "what their scores are is not known"
+    by_position = replace(placed({("embed->M0", 1, 1): 2.0}), effects=effects)
+    done = export_circuit(by_position, "mib", tmp_path, "one", True, [])
+    assert done.circuit.effects is None and any("effects of single places do not add up" in note for note in done.notes)
 
 
 def test_layers_that_differ_have_no_place_in_the_form():

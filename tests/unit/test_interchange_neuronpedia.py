@@ -1,10 +1,13 @@
 """Attribution graphs: valid for Neuronpedia's schema and circuit-tracer's stricter reader, and kind to the viewer."""
 
 import json
+from dataclasses import replace
 
 import jsonschema
 import pytest
 
+from circuits.circuit import Circuit
+from circuits.circuit_effects import EdgeEffect, EdgeEffects
 from circuits.interchange.export import circuit_of_path
 from circuits.interchange.neuronpedia import circuit_of_graph, neuronpedia_json, write_neuronpedia
 from interp.errors import NotExpressible, StoreError
@@ -98,6 +101,30 @@ def test_queries_keys_and_values_of_a_head_add_up_to_one_link():
         f"3_3_{last}": ('Output "3" (p=0.750)', "3", f"L_3-{last}"),
     }
     assert "their nodes stand at the last token" in body["metadata"]["info"]["description"]
+
+
+def with_effects(one: Circuit, measured: dict[str, float]) -> Circuit:
+    rows = [EdgeEffect(edge=name, value=value, low=value - 1, high=value + 1) for name, value in measured.items()]
+    about = {"unit": "logit_diff", "n": 32, "n_prompts": 32, "measured": len(rows), "of": one.n_kept}
+    return replace(one, effects=EdgeEffects(**about, edges=rows))
+
+
+def test_weights_are_exact_effects_where_they_are_measured_and_the_notes_say_which(tmp_path):
+    costs = {"embed->L0.H1.k": 4.0, "embed->L0.H1.v": 0.25, "L0.H1->M1": -1.0, "M1->logits": 8.0}
+    for measured, weights, said in (
+        (costs, [4.25, -1.0, 8.0], "in units of the metric (logit_diff), on 32 held-out sequences"),
+        ({"M1->logits": 8.0}, [0.0, 0.0, 8.0], "only 1 of 4 edges are measured, the others have the weight 0"),
+    ):
+        one, notes = with_effects(circuit(edges=FLAT), measured), []
+        links = {(link["source"], link["target"]): link["weight"] for link in neuronpedia_json(one, notes)["links"]}
+        assert links == dict(zip((("E_3_3", "0_1_3"), ("0_1_3", "1_2_3"), ("1_2_3", "3_3_3")), weights, strict=True))
+        assert any(note.startswith("weights are exact effects") and said in note for note in notes)
+        assert not any("scores are of the metric" in note or "rank score" in note for note in notes)
+        write_neuronpedia(tmp_path / "a.json", one, [])
+        assert same(circuit_of_path(tmp_path / "a.json")[0], one)
+    notes = []
+    neuronpedia_json(circuit(edges=FLAT), notes)
+    assert any(note.startswith("weights are rank scores without a unit") for note in notes)
 
 
 def test_a_circuit_by_position_has_its_nodes_at_their_positions():
