@@ -11,6 +11,7 @@ from dashboards.circuit_data import (
     Frame,
     Series,
     control_words,
+    default_length,
     facts,
     frames_of,
     has_columns,
@@ -52,14 +53,16 @@ def render(page: Page) -> None:
     series = known[kind]
     near = page.step_among(series.steps, "stored circuit")
     header = st.container()
-    with st.container(horizontal=True, vertical_alignment="bottom"):
+    bar = st.container(horizontal=True, vertical_alignment="bottom")
+    with bar:
         if len(known) > 1:
             series = known[page.pick("edges", "Edges", list(known), kind, widget="segments")]
             near = page.step_among(series.steps, "stored circuit")
         columns = in_columns(page, page.run, series)
-        send(page, page.run, series.at(near), columns)
     step = drawing(page, page.run, series, near, columns)
     one = series.at(step)
+    with bar:
+        send(page, page.run, one, columns)
     with header:
         about(page, one)
         verdict(one)
@@ -76,7 +79,7 @@ def about(page: Page, one: StoredCircuit) -> None:
     page.header(
         direction=made.get("direction", "circuit kept in the clean run, all other edges ablated"),
         ablation=one.request.get("ablation", "not stored"),
-        family=f"{prompts.get('family', '?')}, length {prompts.get('length') or 'by default'}",
+        family=f"{prompts.get('family', '?')}, length {prompts.get('length') or default_length(page.run)}",
         n=made.get("n_prompts", {}).get("evaluate", one.data["gate"]["accuracy"]["n"]),
     )
 
@@ -116,7 +119,7 @@ def drawing(page: Page, run: Run, series: Series, near: int, columns: bool) -> i
     dotted = " Dotted: kept at another checkpoint." if len(frames) > 1 and not columns else ""
     everywhere = ", at all positions at once," if by_position else ""
     st.caption(
-        f"Click an edge or a head to ablate it{everywhere} below; point at one for its exact score.{dotted} "
+        f"Click an edge or a head to ablate it{everywhere} below; point at one for its exact numbers.{dotted} "
         "A drawing that is wider than this page scrolls sideways."
     )
     return done.step if done.step is not None else near

@@ -9,10 +9,12 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
+from circuits.circuit import Circuit
 from circuits.stored import choose, discovery_payload, stored_circuits
 from dashboards.circuit_data import frames_of, has_columns, lives, series_of
 from dashboards.circuit_download import drawing_file, page_file
-from dashboards.components.circuit_frames import NAME
+from dashboards.components.circuit_frames import NAME, CircuitPick
+from dashboards.views import circuit
 from interp.errors import InterpError
 from interp.run import Run
 from tests.dash.analysed import LAST, analysed, solved_store  # noqa: F401
@@ -30,9 +32,9 @@ def run(solved_store) -> Run:
     return solved_store.run("solved")
 
 
-def keep(run: Run, step: int, circuit) -> None:
+def keep(run: Run, step: int, one: Circuit) -> None:
     """Store a circuit by position of one checkpoint."""
-    found = discovery(circuit)
+    found = discovery(one)
     run.write_analysis(f"circuit-p{step}", discovery_payload(step, "ab" * 32, REQUEST | {"by_position": True}, found))
 
 
@@ -73,7 +75,7 @@ def test_columns_share_a_scale_and_a_checkpoint_without_room_for_them_says_so(ru
     keep(run, 0, placed({("embed->L0.H0.k", 1, 3): 8.0}, shape(heads=1)))
     series = series_of(run)["by position"]
     first, last = frames_of(run, series, columns=True)
-    assert first.svg.count("|score| 8.000") == last.svg.count("|score| 8.000") == 1
+    assert first.svg.count("score| 8.000") == last.svg.count("score| 8.000") == 1
     monkeypatch.setattr("circuits.report.circuit_positions.MOST_EDGES", 2)
     assert has_columns(run, series)
     first, last = frames_of(run, series, columns=True)
@@ -114,6 +116,13 @@ def test_a_page_that_cannot_be_written_says_why(run):
     (run.path / "analysis" / f"{one.key}.json").write_text("{}")
     with pytest.raises(InterpError, match=one.key):
         page_file(run, one)
+
+
+def test_the_files_are_those_of_the_checkpoint_that_the_slider_was_let_go_at(view, solved_store, monkeypatch):
+    monkeypatch.setattr(circuit, "circuit_frames", lambda *given, **named: CircuitPick(None, 0))
+    app = view(solved_store, "circuit", run="solved", step=LAST)
+    assert [one.proto.label for one in app.get("download_button")] == ["Report (HTML)"]  # step 0 has no circuit
+    assert any("step=0, by_position=False" in code.value for code in app.code)
 
 
 def test_without_a_circuit_there_is_a_page_and_no_drawing_to_download(view, run, solved_store):
