@@ -32,6 +32,7 @@ from circuits.engine.rows import OneRow, Rows, Span
 from circuits.engine.runs import Given, Options, Runs, as_decoder, new_values, runs_for
 from circuits.engine.shapes import shape_of
 from circuits.engine.sites import BY_COMPONENT, SITES, Site, Wanted, joining, n_components, numbers, values
+from circuits.engine.starts import Starts
 from circuits.engine.sweep import Branches, Joining, rows_to_read, sweep
 from circuits.metrics import Metric, UserMetric
 from circuits.patch_by_forwards import patch_by_forwards
@@ -266,8 +267,10 @@ def run_plan(
     replays = replays_for(runs, plan)
     if replays.on:
         equal = unchanged(patches, reason).flatten()
+    which = patches.site, patches.layers, patches.components
+    starts = None if replays.on else Starts.of(runs, patches.source, which, slots, plan)
     for done, chunk in enumerate(plan.chunks, 1):
-        run_chunk(patches, chunk, slots, scores, equal, queries, replays)
+        run_chunk(patches, chunk, slots, scores, equal, queries, replays, starts)
         if progress is not None:
             progress(done, len(plan.chunks))
     reason = torch.where((reason == 0) & equal.view(slots.shape), REASONS.index("no difference"), reason)
@@ -316,6 +319,7 @@ def run_chunk(
     equal: Tensor,
     queries: Queries,
     replays: Replays,
+    starts: Starts | None,
 ) -> None:
     """Carry the patches of one chunk to the metric; slots of branches that began are no longer `equal`.
 
@@ -352,7 +356,8 @@ def run_chunk(
             return queries.at(number, None if whole else prompts, base.layers[number], rows, span.stop)
 
         def begin(number: int, rows: Rows) -> Joining:
-            return joining(runs.decoder, base, source, wanted, number, rows, state, runs.mul)
+            joins = joining(runs.decoder, base, source, wanted, number, rows, state, runs.mul)
+            return joins if starts is None else starts.after_block(number, joins, None if whole else prompts)
 
         sweep(runs.decoder, base, begin, span, out, finish, state, runs.mul)
 

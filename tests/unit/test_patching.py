@@ -6,6 +6,9 @@ import itertools
 import pytest
 import torch
 
+from circuits.engine import starts
+from circuits.engine.plan import row_bytes
+from circuits.engine.starts import Starts
 from circuits.metrics import KL, Accuracy, LogitDiff, LogProb, UserMetric
 from circuits.patch_edges import patch_edges
 from circuits.patch_result import REASONS, PatchResult
@@ -348,3 +351,23 @@ def test_weights_that_are_not_finite_are_named():
         model.blocks[1].attn.W_V[0, 0, 0] = torch.nan
     with pytest.raises(UsageError, match=r"model: blocks\.1 attn W_V has values that are not finite"):
         patch_heads(decoder_of(model), clean=clean, corrupted=corrupted, metric=logit_diff())
+
+
+@pytest.mark.parametrize(
+    ("name", "site"),
+    [("attention only", "z"), *itertools.product(("preset", "grouped", "rms swiglu rotary"), sorted(starts.CHEAP))],
+)
+def test_patches_that_begin_together_have_the_effects_of_those_that_begin_chunk_by_chunk(name, site, monkeypatch):
+    decoder, (clean, corrupted) = small_decoder(name, n_layers=3), prompts(3, length=6, same=1)
+    given = {"clean": clean, "corrupted": corrupted, "metric": logit_diff(3), "precision": "fp64"}
+    made, of = [], Starts.of
+    monkeypatch.setattr(Starts, "of", lambda *arguments: made.append(of(*arguments)) or made[-1])
+    small = 40 * row_bytes(decoder, 8)
+    monkeypatch.setattr(starts, "SHARE", 1)
+    together = patch_heads(decoder, **given, site=site, max_bytes=small)
+    assert made[0] is not None and len(together.plan.chunks) > 1
+    assert made[0].kept
+    monkeypatch.setattr(Starts, "of", lambda *arguments: None)
+    apart = patch_heads(decoder, **given, site=site, max_bytes=small)
+    assert (together.effect - apart.effect).abs().max() < 1e-12 * apart.effect.abs().max()
+    assert torch.equal(together.reason, apart.reason)
