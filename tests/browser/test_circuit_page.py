@@ -83,7 +83,7 @@ def test_pointing_at_an_edge_finds_the_edge_and_its_words(browser, folder):
     found = tab.evaluate(
         f"document.elementFromPoint({place[0]}, {place[1]}).closest('[data-edge]').querySelector('title').textContent"
     )
-    assert found.startswith("M1->logits\nscore 3\n")
+    assert found.startswith("M1->logits\nrank score 3\n")
     tab.close()
 
 
