@@ -139,7 +139,7 @@ def _metadata(circuit: Circuit, placed: _Placed, notes: list[str]) -> dict[str, 
     step = "" if about.step is None else f"-step-{about.step}"
     spaced = any(token[:1].isspace() for token in tokens)
     said = f"{circuit.n_kept} of {circuit.n_live} live edges of {about.model}{step}, {about.pairs}; metric "
-    said += f"{about.metric}, {about.ablation} ablation, ranked by {about.method}. Note: {'; '.join(notes)}."
+    said += f"{about.metric}, {about.ablation} ablation, chosen along {about.method}. Note: {'; '.join(notes)}."
     return {
         "slug": re.sub(r"[^a-z0-9-]+", "-", f"{about.model}{step}".lower()).strip("-") or "circuit",
         "scan": about.model,

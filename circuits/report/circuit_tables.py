@@ -324,7 +324,7 @@ def provenance(found: "DiscoveryFile", extra: Sequence[tuple[str, str]] = ()) ->
             ("Prompt hash", about.pairs_fingerprint),
             ("Metric", about.metric),
             ("Ablation", f"{about.ablation}; {about.direction}"),
-            ("Ranked by", about.method),
+            ("Chosen along", about.method),
             ("Code", about.code_version),
             ("Seed", str(about.seed)),
             ("Threads", str(about.threads)),
