@@ -28,7 +28,8 @@ class Scores:
     def __init__(self, decoder: Decoder, base: Record, metric: Metric | UserMetric, rows: MetricRows, n_slots: int):
         self.decoder, self.metric, self.rows = decoder, metric, rows
         n_prompts, n_pos = base.final.shape[:2]
-        self.effect = base.final.new_zeros(n_prompts, n_slots)
+        with torch.inference_mode(False):  # an ordinary tensor, which may be large and need not be copied at the end
+            self.effect = torch.zeros(n_prompts, n_slots, dtype=base.final.dtype, device=base.final.device)
         self.row_of = torch.full((n_prompts, n_pos), -1, device=base.final.device)
         self.row_of[rows.prompt, rows.pos] = torch.arange(len(rows.pos), device=base.final.device)
         self.counts = rows.counts.to(base.final)

@@ -62,3 +62,16 @@ def test_the_computation_itself_runs_in_inference_mode(name, monkeypatch):
     clean, corrupted = prompts()
     CALLS[name](small_decoder("grouped"), clean=clean, corrupted=corrupted, metric=logit_diff(len(clean)))
     assert seen and all(seen)
+
+
+def test_a_large_table_of_effects_is_not_copied(monkeypatch):
+    made, zeros = [], torch.zeros
+
+    def kept(*arguments, **given):
+        made.append(zeros(*arguments, **given))
+        return made[-1]
+
+    monkeypatch.setattr(torch, "zeros", kept)
+    clean, corrupted = prompts()
+    result = patch_edges(small_decoder("grouped"), clean=clean, corrupted=corrupted, metric=logit_diff(2))
+    assert result.effect.data_ptr() in {one.data_ptr() for one in made}
