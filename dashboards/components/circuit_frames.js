@@ -1,10 +1,12 @@
 /* CircuitFrames: the drawings of a circuit at several checkpoints, with play, scrub and picking of edges and nodes.
 
    CircuitFrames.mount(root, data, options) draws into `root` and returns {set, destroy}. data: {frames: [{step, svg,
-   words}], index, picked}; the SVG text is made by circuits.report.circuit_svg, which escapes every name in it.
+   words}], index, picked, style, file}; the SVG text is made by circuits.report.circuit_svg, which escapes every name in
+   it, and `style` and `file` are the look and the first part of the name of a picture that is saved.
    options.onPick(name) is called for a click or Enter on an edge or node, options.onStep(step) when the slider rests. */
 const CircuitFrames = (() => {
   const SECOND = 900;
+  const SHARP = 2; // pixels of a saved picture for each of the drawing
   const SMALLEST = 0.78; // share of its own width below which a drawing cannot be read
   const el = (tag, name, text, attributes) => {
     const made = document.createElement(tag);
@@ -20,7 +22,9 @@ const CircuitFrames = (() => {
       this.element = el("div", "cf", null, { role: "group", "aria-label": "Circuit through training" });
       if (data.frames.length > 1) this.element.append(this.time());
       this.stage = el("div", "cf-stage");
-      this.element.append(this.stage);
+      this.save = el("button", "cf-save", "Drawing (PNG)", { type: "button" });
+      this.save.addEventListener("click", () => this.picture());
+      this.element.append(this.stage, this.save);
       root.append(this.element);
       this.sizes = new ResizeObserver(() => this.fit());
       this.sizes.observe(this.stage);
@@ -106,6 +110,31 @@ const CircuitFrames = (() => {
       const drawing = this.stage.querySelector("svg");
       const width = Number(drawing.getAttribute("width"));
       drawing.style.minWidth = this.stage.clientWidth < SMALLEST * width ? `${width}px` : "0";
+    }
+
+    /* Saves what is shown as a PNG of twice its size, made by the browser itself. */
+    picture() {
+      const made = (tag, attributes, text) => {
+        const one = document.createElementNS("http://www.w3.org/2000/svg", tag);
+        for (const [key, value] of Object.entries(attributes)) one.setAttribute(key, value);
+        one.textContent = text;
+        return one;
+      };
+      const drawing = this.stage.querySelector("svg").cloneNode(true);
+      const { x, y, width, height } = drawing.viewBox.baseVal;
+      drawing.removeAttribute("style");
+      drawing.setAttribute("height", height);
+      drawing.prepend(made("style", {}, this.data.style), made("rect", { x, y, width, height, class: "ground" }, ""));
+      const text = new XMLSerializer().serializeToString(drawing).replace(/[^\t\n\r\x20-\ufffd]/g, "\ufffd");
+      const image = new Image();
+      image.addEventListener("load", () => {
+        const canvas = el("canvas", "", null, { width: SHARP * width, height: SHARP * height });
+        canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
+        const name = `${this.data.file}-step-${this.data.frames[this.index].step}.circuit.png`;
+        el("a", "", null, { href: canvas.toDataURL("image/png"), download: name }).click();
+        URL.revokeObjectURL(image.src);
+      });
+      image.src = URL.createObjectURL(new Blob([text], { type: "image/svg+xml" }));
     }
 
     nameOf(one) {

@@ -7,6 +7,7 @@ from importlib import resources
 import streamlit as st
 
 from circuits.report.canvas.sources import host_script
+from circuits.report.circuit_file import plain_style
 from circuits.report.circuit_svg import circuit_style
 from dashboards.circuit_data import Frame
 
@@ -43,7 +44,14 @@ class CircuitPick:
 
 
 def circuit_frames(
-    frames: Sequence[Frame], *, key: str, stamp: str, step: int, picked: str | None, names: Sequence[str]
+    frames: Sequence[Frame],
+    *,
+    key: str,
+    stamp: str,
+    step: int,
+    picked: str | None,
+    names: Sequence[str],
+    file: str = "circuit",
 ) -> CircuitPick:
     """Draw one of the frames; the others are shown in the browser without asking the server.
 
@@ -51,12 +59,15 @@ def circuit_frames(
         stamp: changes with the drawings; equal ones are not drawn anew.
         step, picked: checkpoint and edge or node that the address names.
         names: of the edges and nodes that can be picked; what else a browser sends is dropped.
+        file: first part of the name of a picture that is saved.
     """
     steps = [frame.step for frame in frames]
     data = {
         "stamp": stamp,
         "index": steps.index(step),
         "picked": picked,
+        "style": str(plain_style()),
+        "file": file,
         "frames": [{"step": frame.step, "svg": frame.svg, "words": frame.words} for frame in frames],
     }
     files = resources.files("dashboards.components")

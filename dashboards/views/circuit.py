@@ -109,9 +109,8 @@ def drawing(page: Page, run: Run, series: Series, near: int, columns: bool) -> i
     names = what_if_targets(run.config.model)
     target = page.choice("target", [what_if.NOTHING, *names])
     marked = "|".join([str(columns), *(one.key for one in series.found)])
-    done = circuit_frames(
-        frames, key=FRAMES, stamp=marked, step=near, picked=None if target == what_if.NOTHING else target, names=names
-    )
+    picked = None if target == what_if.NOTHING else target
+    done = circuit_frames(frames, key=FRAMES, stamp=marked, step=near, picked=picked, names=names, file=run.name)
     if done.name is not None:
         page.put(target=done.name)
     if done.step is not None:

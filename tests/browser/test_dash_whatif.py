@@ -5,6 +5,7 @@
 import json
 import os
 import shutil
+import struct
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -245,6 +246,22 @@ def test_a_place_of_an_edge_by_position_asks_for_the_whole_edge_and_marks_each_o
     page.until("new URLSearchParams(location.search).get('target') === 'embed->L0.H0.k'")
     page.until(f"{TEXT}.includes('With embed->L0.H0.k ablated')")
     assert page.evaluate(f"{deep('.cf-stage')}.querySelectorAll('.edge.picked').length") == 2
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_drawing_is_saved_as_a_picture_of_twice_its_size(page, base, browser, tmp_path, scheme):
+    page.view(1280, 1600, scheme)
+    browser.send("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
+    opened(page, f"{base}/circuit?run=solved&step={LAST}")
+    page.press_on(deep(".cf-save"))
+    file = tmp_path / f"solved-step-{LAST}.circuit.png"
+    page.until(file.exists, 20)
+    data = file.read_bytes()
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    size = page.evaluate(f"(({{width, height}}) => [width, height])({deep('.cf-stage svg')}.viewBox.baseVal)")
+    assert list(struct.unpack(">II", data[16:24])) == [int(2 * side) for side in size]
+    assert len(data) > 10_000  # more than an empty ground
+    assert page.complaints() == []
 
 
 @pytest.mark.parametrize("address", ["edges=whole", "edges=by+position"])
