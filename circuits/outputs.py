@@ -6,6 +6,7 @@ from pydantic import Field
 
 from circuits.detectors.base import Detection, Emergence, HeadDetection, Interval
 from circuits.discovery_result import DiscoveryFile
+from circuits.heads.course import HeadsTrajectory
 from circuits.report.verify import VerifyResult
 from circuits.trajectory import Trajectory
 from interp.schemas import Output, Part
@@ -160,14 +161,17 @@ class PatchPlanOutput(Output):
 
 
 class HeadsOutput(Output):
-    """`interp heads PATH --json`."""
+    """`interp heads PATH --json`; with --checkpoints all also what came about through training."""
 
     kind: Literal["heads"] = "heads"
     model: str = Field(description="name of the run, folder or file")
     model_kind: str = Field(description="what was found on disk")
     fingerprint: str
     step: int | None
-    detections: list[HeadDetection] = Field(description="one for each head type")
+    detections: list[HeadDetection] = Field(
+        description="one for each head type; with --checkpoints all at the newest checkpoint that could be looked at"
+    )
+    trajectory: HeadsTrajectory | None = Field(description="null without --checkpoints all")
 
 
 class ExportOutput(Output):

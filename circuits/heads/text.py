@@ -5,10 +5,12 @@ from rich.text import Text
 
 from circuits.cli_text import estimate
 from circuits.detectors.base import HeadDetection
+from circuits.heads.course import HeadsTrajectory, TrackedHead
 from circuits.outputs import HeadsOutput
 from interp.console import out, say, visible
 
 SHOWN = 12
+SHOWN_HEADS = 40
 
 
 def show_heads(output: HeadsOutput) -> None:
@@ -53,3 +55,59 @@ def _checks(detection: HeadDetection) -> Table:
         numbers = (estimate(check.effect), estimate(check.control), estimate(check.difference), f"{check.moved:.2f}")
         table.add_row(*(Text(visible(cell)) for cell in (check.name, check.component, *numbers, passed)))
     return table
+
+
+def show_course(output: HeadsOutput) -> None:
+    """A table for each type that some checkpoint flags, births and deaths, and what holds for all of them."""
+    story = output.trajectory
+    say(f"{output.model} ({output.model_kind}), {len(story.points)} checkpoints")
+    for index, kind in enumerate(output.detections):
+        say("")
+        if any(point.types[index].verdict != "none" for point in story.points):
+            out().print(_steps(story, index, kind))
+            continue
+        best = max(story.points, key=lambda point: point.types[index].score.value)
+        at = best.types[index]
+        score = f"{at.strongest} at step {best.step:,}, score {estimate(at.score)}"
+        say(f"{kind.detector}: no head is flagged at any checkpoint; the largest score is that of {score}")
+    say("")
+    if story.heads:
+        out().print(_births(story.heads))
+        say("born, died: first of three checkpoints in a row; in parentheses the checkpoints around a birth")
+    say(f"limit: {story.note}")
+    for limit in dict.fromkeys(limit for detection in output.detections for limit in detection.limits):
+        say(f"limit: {limit}")
+
+
+def _steps(story: HeadsTrajectory, index: int, kind: HeadDetection) -> Table:
+    """One row per checkpoint of one type."""
+    names = ("step", "strongest head", "score (95 % interval)", "rate", "p", "pass", "candidates")
+    table = Table(*names, title=f"{kind.detector}: {kind.statistic}")
+    for point in story.points:
+        one = point.types[index]
+        numbers = (estimate(one.score), f"{one.rate:.2f}", f"{one.p_value:.3g}")
+        table.add_row(f"{point.step:,}", one.strongest, *numbers, _few(one.heads), _few(one.candidates))
+    return table
+
+
+def _births(heads: list[TrackedHead]) -> Table:
+    """One row per head that was flagged somewhere."""
+    table = Table("head", "type", "passes", "candidate", "born", "died", title="Heads through training, by checkpoints")
+    for one in heads[:SHOWN_HEADS]:
+        born = "-" if one.bracket is None else f"{one.born:,} ({_between(*one.bracket)})"
+        died = "-" if one.died is None else f"{one.died:,}"
+        counts = (f"{len(one.present)} of {len(one.scores)}", f"{len(one.candidate)} of {len(one.scores)}")
+        table.add_row(one.component, one.detector, *counts, born, died)
+    if len(heads) > SHOWN_HEADS:
+        table.caption = f"{len(heads) - SHOWN_HEADS} more heads are in --json"
+    return table
+
+
+def _between(before: int, first: int) -> str:
+    """Where a birth lies; at the first checkpoint it may lie before all of them."""
+    return f"{before:,} to {first:,}" if before < first else "or before"
+
+
+def _few(names: list[str]) -> str:
+    """Up to four names."""
+    return "-" if not names else ", ".join(names[:4]) + (f" +{len(names) - 4}" if names[4:] else "")

@@ -1,8 +1,9 @@
 """What a command says of an argument that is no run: which command reads it, and that no hub is asked."""
 
 import pytest
+import typer
 
-from interp.cli import main
+from interp.cli import build_app, main
 from interp.config import RunConfig
 from interp.errors import UnknownName
 from interp.given_run import dash_line, given_run
@@ -65,3 +66,16 @@ def test_the_line_for_the_dashboard_names_the_run_and_a_store_that_is_not_runs(f
 def test_steps_are_listed_by_size():
     said = str(UnknownName("checkpoint of run 'a':", "777", ["all", "10000", "0", "125", "last", "1250"]))
     assert said.endswith("known: all, last, 0, 125, 1250, 10000")
+
+
+@pytest.mark.parametrize("command", ["circuit", "detect", "probe", "patch", "export", "report circuit", "heads"])
+def test_a_training_step_is_asked_for_by_one_name_everywhere(command):
+    leaf = typer.main.get_command(build_app())
+    for word in command.split():
+        leaf = leaf.commands[word]
+    assert "--checkpoint" in {name for one in leaf.params for name in one.opts}
+
+
+def test_the_other_name_of_checkpoints_reaches_the_same_option(capsys, folder):
+    Store("runs").create("a", RunConfig(task="parity"))
+    assert "expected last, all, or a step" in error_of(capsys, "detect", "a", "--checkpoint", "first")

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import jsonschema
 import pytest
 
-from circuits.cli_heads import vocabulary_of
+from circuits.heads.opened import vocabulary_of
 from circuits.outputs import OUTPUTS
 from interp.adapters.opened import Opened, Processing
 from interp.cli import main
