@@ -92,7 +92,8 @@ def trajectory(
     A checkpoint *passes* with the verdict "circuit", and an edge passes where the circuit of such a checkpoint holds
     it. An edge is born at the first of three consecutive passes. It dies at the first of three consecutive checkpoints
     without it: those that pass and whose circuit lacks it, and those without behaviour. A candidate, a search without
-    a faithful circuit and a checkpoint that failed speak neither for an edge nor against it, and end either row.
+    a faithful circuit, too few prompts and a checkpoint that failed speak neither for an edge nor against it, and end
+    either row.
 
     A change between two checkpoints that pass counts only where their overlap is below a band: the lower of two
     overlaps, each of circuits searched on two halves of the prompts, at this checkpoint and at the one before. Each
