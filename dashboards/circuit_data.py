@@ -22,6 +22,7 @@ VERDICTS = {
     "too few prompts to tell": ("gray", "Even a perfect result would not pass with so few sequences; give more."),
 }
 AGAIN = "run `interp circuit --fresh` again"
+TASK_LENGTH = 8  # `circuits.subject.DEFAULT_LENGTH`, which loads torch
 
 
 @dataclass(frozen=True)
@@ -137,13 +138,21 @@ def frame_words(one: StoredCircuit) -> str:
 def facts(one: StoredCircuit) -> list[tuple[str, str]]:
     """Name and value of the numbers that decide, each with its interval and n."""
     data = one.data
-    said = [("right without ablation", spread(data["gate"]["accuracy"]))]
+    said = [("of single answers right without ablation", spread(data["gate"]["accuracy"]))]
     found = data.get("faithfulness")
     if found is not None:
         said.append(("of the metric kept by the circuit", spread(found["retained"])))
-        said.append(("right with the circuit alone", f"{found['accuracy_circuit']:.1%}"))
+        right = (found.get("intervals") or {}).get("accuracy_circuit")
+        alone = f"{found['accuracy_circuit']:.1%}, n = {found['retained']['n']}, no interval stored"
+        said.append(("of single answers right with the circuit alone", alone if right is None else spread(right)))
         said.append(("kept edges", f"{data['n_kept']} of {data['n_live']} live ones"))
     return said
+
+
+def default_length(run: Run | None) -> int | str:
+    """Inputs of a task's prompts where none are asked for: 8, or the longest where that is shorter."""
+    longest = None if run is None else run.config.task_params.get("max_length")
+    return min(TASK_LENGTH, longest) if isinstance(longest, int) else f"{TASK_LENGTH}, or the longest where shorter"
 
 
 def spread(interval: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ import streamlit as st
 
 from circuits.detectors.base import Detection
 from dashboards import cached, charts, data
+from dashboards.compare_data import accuracy_table, mass_row, sequences_of
 from dashboards.page import Page, plain
 from interp.errors import InterpError
 from interp.run import Run
@@ -15,7 +16,7 @@ TITLE = "Compare"
 ORDER = 80
 ICON = ":material/compare_arrows:"
 
-SIDES, GAP = ("First", "Second"), "difference (second minus first)"
+SIDES = ("First", "Second")
 
 
 def render(page: Page) -> None:
@@ -82,18 +83,18 @@ def _curves(page: Page, sides: list[tuple[Run, int]]) -> None:
 def _accuracy(sides: list[tuple[Run, int]]) -> None:
     """Accuracy at each length at the evaluation nearest to each chosen step."""
     found = [data.accuracy_at(cached.metrics(run), step) for run, step in sides]
-    lengths = sorted({length for _, values in found for length in values})
     if len({(run.name, at) for (run, _), (at, _) in zip(sides, found, strict=True)}) == 1:
         st.caption("Both sides are the same checkpoint; choose another run or step.")
         return
     titles = [f"{side}: {run.name}, step {at}" for side, (run, _), (at, _) in zip(SIDES, sides, found, strict=True)]
-    rows = []
-    for length in lengths:
-        values = [accuracy.get(length) for _, accuracy in found]
-        gap = values[1] - values[0] if None not in values else None
-        rows.append({"length": length, titles[0]: values[0], titles[1]: values[1], GAP: gap})
-    st.markdown("**Accuracy at the evaluations nearest to the two steps** (whole held-out sequences)")
+    counts = [sequences_of(cached.metrics(run), run.config.train.eval_sequences) for run, _ in sides]
+    st.markdown("**Accuracy at the evaluations nearest to the two steps** (held-out sequences with every state right)")
+    rows = accuracy_table(titles, [accuracy for _, accuracy in found], counts)
     st.dataframe(rows, hide_index=True, alt="Accuracy by length of both sides and the difference")
+    st.caption(
+        "n counts sequences, which a run logs when it ends. 95 % intervals: Wilson; of the difference, Newcombe, as if "
+        "the sides read different sequences, which is most often too wide where they read the same."
+    )
 
 
 def _verdicts(page: Page, sides: list[tuple[Run, int]]) -> None:
@@ -107,8 +108,10 @@ def _verdicts(page: Page, sides: list[tuple[Run, int]]) -> None:
                 st.caption("No stored detection of this checkpoint.")
                 continue
             st.markdown(plain(one.headline))
+            over = next((row.over for row in one.null if row.over), "sequences that an older detection does not name")
+            st.caption(f"Mass: attention on the target with its 95 % interval, mean over {over}; n counts sequences.")
             st.dataframe(
-                [{"role": row.role, "head": row.component, "mass": row.observed, "p": row.p_value} for row in one.null],
+                [mass_row(row) for row in one.null],
                 hide_index=True,
                 alt=f"Scores of {run.name} at step {step}",
             )

@@ -4,6 +4,7 @@ from typing import Any
 
 import streamlit as st
 
+from circuits.detectors.base import Interval
 from dashboards import cached, charts, data
 from dashboards.page import Page, plain
 from dashboards.starting import offer
@@ -47,9 +48,9 @@ def _header(page: Page, found: data.Followed | None) -> None:
     if not swaps:
         page.header(n=found.detections[-1].options.get("per_length", "?") if found else "held-out sequences of the log")
         return
-    check = swaps[-1]
-    families = sorted({one.family for one in swaps})
-    page.header(direction=check.direction, ablation="interchange", family=", ".join(families), n=check.effect.n)
+    families, counts = sorted({one.family for one in swaps}), [check.effect.n for check in checks]
+    n = f"{min(counts):,} to {max(counts):,}, by check and checkpoint" if len(set(counts)) > 1 else counts[0]
+    page.header(direction=swaps[-1].direction, ablation="interchange", family=", ".join(families), n=n)
 
 
 def _training(rows: list[dict[str, Any]], step: int | None, bracket: tuple[int, int] | None, last: int) -> None:
@@ -114,6 +115,7 @@ def _at(found: data.Followed, step: int | None) -> None:
                 "role": row.role,
                 "head": row.component,
                 "observed": row.observed,
+                **_spread(row.observed_interval),
                 "null, 95 % quantile": row.quantile_95,
                 "p (family-wise)": row.p_value,
                 "smallest p possible": row.smallest_p,
@@ -123,10 +125,20 @@ def _at(found: data.Followed, step: int | None) -> None:
         ],
         hide_index=True,
     )
+    over = next((row.over for row in one.null if row.over), "")
+    if over:
+        st.caption(f"Observed: attention on the target, mean over {over}; low and high: 95 % interval over sequences.")
     if one.causal:
         st.dataframe([_check_row(check) for check in one.causal], hide_index=True)
     else:
         st.caption("No causal check was run at this checkpoint: nothing attended like the circuit.")
+
+
+def _spread(interval: Interval | None) -> dict[str, Any]:
+    """Columns of an interval and its n; empty cells where none is stored."""
+    if interval is None:
+        return {"low": None, "high": None, "n": None}
+    return {"low": interval.low, "high": interval.high, "n": interval.n}
 
 
 def _check_row(check: Any) -> dict[str, Any]:
@@ -135,7 +147,7 @@ def _check_row(check: Any) -> dict[str, Any]:
     return {
         "check": check.name,
         "head": check.component,
-        "pair family": check.family,
+        "pair family or ablation": check.family,
         "effect": check.effect.value,
         "low": check.effect.low,
         "high": check.effect.high,

@@ -7,7 +7,17 @@ import json
 import pytest
 
 from circuits.stored import newest_circuit
-from dashboards.circuit_data import Life, control_words, frames_of, life_rows, series_of
+from circuits.subject import DEFAULT_LENGTH
+from dashboards.circuit_data import (
+    TASK_LENGTH,
+    Life,
+    control_words,
+    default_length,
+    frames_of,
+    life_rows,
+    series_of,
+    spread,
+)
 from dashboards.components.circuit_frames import NAME, CircuitPick
 from dashboards.views import circuit
 from tests.dash.analysed import LAST, analysed, hostile, solved_store, worker  # noqa: F401
@@ -42,6 +52,15 @@ def test_the_verdict_its_numbers_and_controls_stand_in_words(view, solved_store)
         assert control["name"] in seen and control["what"] in seen
     (line,) = [caption.value.replace("\\", "") for caption in app.caption if "pair family" in caption.value]
     assert "ablation: resample · pair family: mixed, length 3" in line
+    alone = stored.data["faithfulness"]["intervals"]["accuracy_circuit"]
+    assert f"of single answers right with the circuit alone: **{spread(alone)}**" in seen
+
+
+def test_the_length_that_was_not_asked_for_is_told_as_a_number(solved_store):
+    run = solved_store.run("solved")
+    longest = run.config.task_params["max_length"]
+    assert DEFAULT_LENGTH == TASK_LENGTH and default_length(run) == min(8, longest)
+    assert default_length(None) == "8, or the longest where shorter"
 
 
 @pytest.mark.parametrize(("shared", "only_itself"), [(1.0, True), (0.9, False), (None, False)])

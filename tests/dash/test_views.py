@@ -1,5 +1,6 @@
 """Every view on an empty, a normal, a hostile and a corrupted store: no exception, and it says what to do."""
 
+import re
 import shutil
 
 import pytest
@@ -104,7 +105,11 @@ def test_two_steps_of_one_run_are_told_apart_and_learning_is_a_gain(view, normal
     (table,) = [frame.value for frame in app.dataframe if "difference (second minus first)" in frame.value]
     first, second = (table[name] for name in table.columns[1:3])
     assert table.columns[1].startswith("First: tiny, step ") and table.columns[2].startswith("Second: tiny, step ")
-    assert (table["difference (second minus first)"] == second - first).all()
+    for before, after, gap in zip(first, second, table["difference (second minus first)"], strict=True):
+        value, low, high = re.fullmatch(r"(\S+) \[(\S+), (\S+)\]", gap).groups()
+        assert float(value) == pytest.approx(float(after.split()[0]) - float(before.split()[0]), abs=1.1e-3)
+        assert float(low) <= float(value) <= float(high) and "[" in before and "[" in after
+    assert all(int(n) > 0 for n in table["n"])
     newest = view(normal_store, "compare", run="tiny", other="tiny", step=steps[-1])
     assert [one.value for one in newest.select_slider] == [steps[-1], steps[0]]
     assert "no other run" not in text(app)
