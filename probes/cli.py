@@ -88,12 +88,15 @@ def _show_lens(lens: "LensSummary") -> None:
     from rich.table import Table
 
     from interp.console import out, say
+    from probes.percent import percents
 
-    title = f"Probability of the right state by depth, {lens.n} held-out sequences of length {lens.length}"
+    title = f"Probability of the right state by depth in %, n={lens.n} held-out sequences of length {lens.length}"
     table = Table("step", *lens.depths, "first from", title=title)
     for point in lens.points:
-        table.add_row(f"{point.step:,}", *(f"{value:.3f}" for value in point.probability), point.answered_from or "-")
+        rows = zip(point.probability, point.low, point.high, strict=True)
+        table.add_row(f"{point.step:,}", *(percents(*row) for row in rows), point.answered_from or "-")
     out().print(table)
+    say("in brackets: 95 % intervals over sequences, as wide as if all states of a sequence varied together")
     say("first from: the depth from which on the right state is the most probable for 90 % of the states")
 
 

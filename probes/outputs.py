@@ -13,6 +13,11 @@ class LensPoint(Part):
     step: int
     key: str = Field(description="of the stored analysis")
     probability: list[float] = Field(description="mean probability of the right next token, by depth")
+    low: list[float] = Field(
+        description="lower end of its 95 % interval over prompts, by depth: the mean of the ends of single positions, "
+        "as wide as if all of them varied together"
+    )
+    high: list[float] = Field(description="upper ends, in the same way")
     first: list[float] = Field(description="share of prompts where it is the most probable, by depth")
     answered_from: str | None = Field(
         description="depth from which on it stays first for 90 %; null: not even the last"

@@ -22,9 +22,13 @@ def output_of(run: Run, steps: Sequence[int], keys: Sequence[str], embedding: st
 
 
 def lens_point(run: Run, stored: StoredLens) -> LensPoint:
-    """Means over the positions that the task asks for."""
+    """Means over the positions that the task asks for.
+
+    The ends of the intervals are averaged too: what is stored has no draws, and a mean over positions never varies more
+    than its parts do together.
+    """
     arrays, scored = stored.arrays(run), np.array(stored.about["scored"], dtype=bool)
-    means = {name: arrays[name][:, scored].mean(1).tolist() for name in ("probability", "first")}
+    means = {name: arrays[name][:, scored].mean(1).tolist() for name in ("probability", "low", "high", "first")}
     return LensPoint(step=stored.step, key=stored.key, answered_from=stored.about.get("answered_from"), **means)
 
 

@@ -10,6 +10,7 @@ from interp.cli import main
 from interp.errors import StoreError
 from interp.run import Run, Store
 from probes.outputs import OUTPUTS
+from probes.percent import percents
 from probes.stored import stored_embedding, stored_lens
 
 TINY = ["--set", "train.steps=20", "--set", "data.per_length=16", "--set", "task_params.max_length=4", "--quiet"]
@@ -39,6 +40,24 @@ def test_the_output_fits_its_schema_and_says_what_is_stored(capsys, store, run):
     assert [point["step"] for point in value["lens"]["points"]] == value["embedding"]["steps"] == steps
     assert {point["key"] for point in value["lens"]["points"]} | {value["embedding"]["key"]} <= set(run.analyses())
     assert all(0 <= share <= 1 for one in value["embedding"]["explained"] for share in one["last"])
+
+
+def test_the_table_has_n_and_an_interval_beside_each_probability(capsys, monkeypatch, store, run):
+    monkeypatch.setenv("COLUMNS", "100")
+    capsys.readouterr()
+    assert main(["probe", "a", "--what", "lens", "--store", str(store), "--json"]) == 0
+    point = json.loads(capsys.readouterr().out)["lens"]["points"][-1]
+    one = stored_lens(run)[-1]
+    arrays, scored = one.arrays(run), np.array(one.about["scored"])
+    assert point["low"] == pytest.approx(arrays["low"][:, scored].mean(1).tolist())
+    rows = list(zip(point["low"], point["probability"], point["high"], strict=True))
+    assert all(low <= value <= high for low, value, high in rows) and any(low < high for low, _, high in rows)
+    assert main(["probe", "a", "--what", "lens", "--store", str(store)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (row,) = (line for line in lines if line.startswith(f"│ {point['step']} "))
+    cells = [cell.strip() for cell in row.strip("│").split("│")]
+    assert cells[1:-1] == [percents(value, low, high) for low, value, high in rows]
+    assert f"n={one.about['n']} held-out sequences" in " ".join(lines) and max(map(len, lines)) <= 100
 
 
 def test_a_second_call_computes_nothing_and_fresh_does(store, run):
