@@ -23,7 +23,7 @@ def show_detection(detection: Detection, emergence: Emergence | None) -> None:
     say(detection.headline)
     lowest = min(detection.lengths, key=lambda row: (row.sequence.value, -row.length))
     say(
-        f"step {detection.step}; share of held-out sequences with every state right, at the worst length "
+        f"step {detection.step:,}; share of held-out sequences with every state right, at the worst length "
         f"({lowest.length}): {estimate(lowest.sequence)}"
     )
     if detection.causal:
@@ -75,14 +75,14 @@ def show_emergence(emergence: Emergence) -> None:
         right = _percents(point.min_accuracy, point.accuracy_interval)
         clock, reading = _percents(point.clock, point.clock_interval), _percents(point.reading, point.reading_interval)
         causal = _percents(point.causal, point.causal_interval)
-        table.add_row(str(point.step), right, clock, reading, f"{point.p_value:.3g}", causal, point.verdict)
+        table.add_row(f"{point.step:,}", right, clock, reading, f"{point.p_value:.3g}", causal, point.verdict)
     out().print(table)
     say("sequences right: held-out ones with every state right, at the worst length")
     say("clock, reading: attention on the target; where interchange is given of that pair, else of the highest head")
     say("interchange: the smaller of the two heads")
     if emergence.emerged is not None:
         low, high = emergence.bracket
-        say(f"emerged at step {emergence.emerged} (between saved checkpoints {low} and {high})")
+        say(f"emerged at step {emergence.emerged:,} (between saved checkpoints {low:,} and {high:,})")
     if emergence.note:
         say(emergence.note)
 
