@@ -174,8 +174,8 @@ def test_the_table_of_checkpoints_has_n_and_intervals_in_100_columns(capsys, mon
     show_emergence(long_run(Interval(value=0.994, low=0.984, high=0.996, n=64, method="t")))
     lines = capsys.readouterr().out.splitlines()
     assert "95 % intervals (sequences n=64; attention n=64; interchange n=64)" in lines[0]
-    row = [cell.strip() for cell in next(line for line in lines if "13010" in line).strip("│").split("│")]
-    assert row == ["13010", "100 [98, >99]", "90 [98, >99]", "80 [98, >99]", "0.002", "100 [98, >99]", PASS]
+    row = [cell.strip() for cell in next(line for line in lines if "13,010" in line).strip("│").split("│")]
+    assert row == ["13,010", "100 [98, >99]", "90 [98, >99]", "80 [98, >99]", "0.002", "100 [98, >99]", PASS]
     assert "every state right, at the worst length" in " ".join(lines)
 
 
@@ -183,7 +183,7 @@ def test_a_course_stored_without_intervals_is_still_shown(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     show_emergence(long_run(None))
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].strip() == "Emergence" and "│ 100" in next(line for line in lines if "13010" in line)
+    assert lines[0].strip() == "Emergence" and "│ 100" in next(line for line in lines if "13,010" in line)
 
 
 def test_the_statistic_says_what_it_is_a_mean_over_and_how_sure_it_is(capsys, monkeypatch):
