@@ -39,7 +39,7 @@ from circuits.report.canvas.grid import attention_grid
 attention_grid(run, sequence={example})  # in a notebook; .save("attention.html") writes a page"""
 SCORE = (
     "The number on a small head is its mean attention on the targets of its role; of a head without a role, on those "
-    "that it fits best. "
+    "that it fits best. It is of this one sequence: detections and reports have means over many. "
 )
 PYTHON_OWN = """\
 from circuits.report.canvas.grid import grid_of_patterns
