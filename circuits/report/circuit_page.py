@@ -16,7 +16,7 @@ from circuits.report.circuit_curve import curve_figure
 from circuits.report.circuit_drawn import drawn
 from circuits.report.circuit_positions import fits
 from circuits.report.circuit_svg import circuit_svg, extent
-from circuits.report.numbers import bounds, count, decimal
+from circuits.report.numbers import count, estimate
 
 if TYPE_CHECKING:
     from circuits.discovery_result import DiscoveryFile
@@ -161,7 +161,7 @@ def _series(series: Sequence[tuple[int, "DiscoveryFile"]], shown: set[int]) -> l
         picture = circuit_svg(files[step], scale=scale, union=union, legend=False, styled=False, title=title)
         if one.faithfulness is not None:
             retained = one.faithfulness.retained
-            kept = f"{one.n_kept} of {one.n_live} edges keep {decimal(retained.value)} {bounds(retained)}"
+            kept = f"{one.n_kept} of {one.n_live} edges keep {estimate(retained)}"
         found.append(_Small(count(step), one.verdict, kept, Markup(picture)))
     return found
 

@@ -200,7 +200,7 @@ def test_checkpoints_share_a_scale_and_show_what_the_others_keep():
     words = " ".join(Tags(text).words)
     assert "step 128" in words
     assert "No three checkpoints in a row have the verdict circuit." in words
-    assert "2 of 45 edges keep 0.970 [0.960, 0.980]" in words
+    assert "2 of 45 edges keep 0.970 [0.960, 0.980], n\u00a0=\u00a032" in words
 
 
 def test_the_table_of_checkpoints_has_the_band_and_n_beside_shares():
