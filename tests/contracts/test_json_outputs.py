@@ -110,7 +110,8 @@ def test_run_outputs_are_valid(capsys, store):
     }
 
 
-def test_patch_output_of_a_run_that_is_not_solved_is_valid_and_names_its_files(capsys, store, tmp_path):
+def test_patch_output_of_a_run_that_is_not_solved_is_valid_and_names_its_files(capsys, store, tmp_path, monkeypatch):
+    monkeypatch.setattr("interp.progress.PLAIN_SECONDS", float("inf"))  # however busy the machine is
     line = ["patch", "a", "--by", "head,position", "--ablation", "resample", "--n", "6", "--json"]
     capsys.readouterr()
     assert main([*line, "--store", str(store), "--output", str(tmp_path)]) == 0

@@ -19,6 +19,7 @@ from tests.truth.hand_heads import induction_pair, without
 def room_for_tables(monkeypatch):
     """Parallel test processes inherit the width of a terminal, in which words of tables would be broken."""
     monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.setattr("interp.progress.PLAIN_SECONDS", float("inf"))  # however busy the machine is
 
 
 def opened(decoder, path="model", **given) -> Opened:
