@@ -16,6 +16,7 @@ from interp.run import Run, Store
 
 Widget = Literal["selectbox", "slider", "segments"]
 NOT_GIVEN, READ_ONLY = "not applicable", "Read only: nothing is intervened on"
+COUNT = "{:,}".format
 ADDRESS = re.compile(r":(?=//)|www(?=\.)|@", re.IGNORECASE)
 MEANING, JOINER = frozenset("\\`*_{}[]()<>#+-.!|$:~&"), "\u2060"
 
@@ -118,7 +119,7 @@ class Page:
         if not self.steps:
             st.info("This run has no checkpoint yet; the first one is written before training starts.")
             return None
-        return self.pick("step", label, self.steps, self.get("step"), widget="slider")
+        return self.pick("step", label, self.steps, self.get("step"), widget="slider", show=COUNT)
 
     def header(
         self,

@@ -199,8 +199,14 @@ def intervals_sentence(report: CircuitReport) -> str:
     methods |= {row.effect.method for row in report.circuit} | {one.sequence.method for one in report.detection.lengths}
     if not methods:
         return "This report holds no interval: nothing was measured on held-out sequences."
-    named = ", ".join(sorted(PROPER.get(method, method) for method in methods))
+    named = ", ".join(sorted(_proper(method) for method in methods))
     return f"Intervals are 95 % intervals ({named}); n counts independent units."
+
+
+def _proper(method: str) -> str:
+    """The name of a method with the capitals of its authors."""
+    first, space, rest = method.partition(" ")
+    return PROPER.get(first, first) + space + rest
 
 
 def short_hash(digest: str) -> str:

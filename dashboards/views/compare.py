@@ -7,7 +7,7 @@ import streamlit as st
 from circuits.detectors.base import Detection
 from dashboards import cached, charts, data
 from dashboards.compare_data import accuracy_table, mass_row, sequences_of
-from dashboards.page import Page, plain
+from dashboards.page import COUNT, Page, plain
 from interp.errors import InterpError
 from interp.run import Run
 from interp.run_summary import differences
@@ -47,13 +47,15 @@ def _sides(page: Page, run: Run, other: Run) -> list[tuple[Run, int]]:
     start = steps[0] if alone and "step" not in page.address.raw else page.get("step")
     left, right = st.columns(2)
     with left:
-        step = page.pick("step", f"First: step of {plain(run.name)}", steps, start, widget="slider")
+        step = page.pick("step", f"First: step of {plain(run.name)}", steps, start, widget="slider", show=COUNT)
     default = data.closest(theirs, step)
     if alone:
         default = theirs[-1] if step != theirs[-1] else theirs[0]
     start = page.step_among(theirs, f"checkpoint in {other.name}", "other_step", default)
     with right:
-        other_step = page.pick("other_step", f"Second: step of {plain(other.name)}", theirs, start, widget="slider")
+        other_step = page.pick(
+            "other_step", f"Second: step of {plain(other.name)}", theirs, start, widget="slider", show=COUNT
+        )
     return [(run, step), (other, other_step)]
 
 
@@ -86,7 +88,10 @@ def _accuracy(sides: list[tuple[Run, int]]) -> None:
     if len({(run.name, at) for (run, _), (at, _) in zip(sides, found, strict=True)}) == 1:
         st.caption("Both sides are the same checkpoint; choose another run or step.")
         return
-    titles = [f"{side}: {run.name}, step {at}" for side, (run, _), (at, _) in zip(SIDES, sides, found, strict=True)]
+    titles = [
+        f"{side}: {run.name}, step {'unknown' if at is None else COUNT(at)}"
+        for side, (run, _), (at, _) in zip(SIDES, sides, found, strict=True)
+    ]
     counts = [sequences_of(cached.metrics(run), run.config.train.eval_sequences) for run, _ in sides]
     st.markdown("**Accuracy at the evaluations nearest to the two steps** (held-out sequences with every state right)")
     rows = accuracy_table(titles, [accuracy for _, accuracy in found], counts)
@@ -103,7 +108,7 @@ def _verdicts(page: Page, sides: list[tuple[Run, int]]) -> None:
         with column, page.guarded("Detect it again:", page.command("detect", "--checkpoints", "all")):
             found = cached.followed(run)
             one = _detection(found, step)
-            st.markdown(f"**{side}: {plain(run.name)} at step {step}**")
+            st.markdown(f"**{side}: {plain(run.name)} at step {step:,}**")
             if one is None:
                 st.caption("No stored detection of this checkpoint.")
                 continue

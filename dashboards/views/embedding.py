@@ -6,7 +6,7 @@ import altair as alt
 import streamlit as st
 
 from dashboards.data import Stamp, stamp
-from dashboards.page import Page, plain
+from dashboards.page import COUNT, Page, plain
 from dashboards.patching_data import run_at
 from dashboards.starting import offer
 from probes.stored import StoredEmbedding, stored_embedding
@@ -54,6 +54,7 @@ def render(page: Page) -> None:
         list(found.steps),
         page.step_among(found.steps, "stored embedding"),
         widget="slider",
+        show=COUNT,
     )
     frame = found.steps.index(step)
     st.altair_chart(

@@ -89,8 +89,9 @@ def _detector(page: Page, found: data.Followed, step: int | None, bracket: tuple
     else:
         before, at = found.emergence.bracket
         st.caption(
-            f"Emerged at step {at}, the first of three passes in a row; the change fell between the checkpoints "
-            f"{before} and {at} (shaded; the resolution of the checkpoints, no interval). {plain(found.emergence.note)}"
+            f"Emerged at step {at:,}, the first of three passes in a row; the change fell between the checkpoints "
+            f"{before:,} and {at:,} (shaded; the resolution of the checkpoints, no interval). "
+            f"{plain(found.emergence.note)}"
         )
     charts.verdicts(data.verdict_rows(found), [step], last, bracket, key="emergence.verdicts")
     lengths = data.lengths_of(found)

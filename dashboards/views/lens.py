@@ -24,6 +24,7 @@ ORDER = 60
 ICON = ":material/center_focus_strong:"
 
 GRID = "lens.grid"
+THEME_INK = "luminance(background) > 0.5 ? '#000000' : '#ffffff'"  # of the ground that the theme sets
 
 
 def render(page: Page) -> None:
@@ -119,7 +120,7 @@ def tokens(rows: list[dict], depths: list[str]) -> alt.LayerChart:
     )
     colour = alt.Color(
         "said:N",
-        scale=alt.Scale(domain=["right", "wrong", "not asked"], range=[OKABE_ITO[0], OKABE_ITO[5], "#999999"]),
+        scale=alt.Scale(domain=["right", "wrong", "not asked"], range=[OKABE_ITO[0], OKABE_ITO[5], "#777777"]),
         legend=None,
     )
     fmt = {"format": ".3f"}
@@ -127,7 +128,7 @@ def tokens(rows: list[dict], depths: list[str]) -> alt.LayerChart:
     tip += [alt.Tooltip("of the right one:Q", **fmt), "rank:Q", "said:N"]
     opacity = alt.Opacity("probability:Q", scale=alt.Scale(domain=[0, 1], range=[0.06, 0.9]), legend=None)
     cells = base.mark_rect(cornerRadius=3).encode(color=colour, opacity=opacity, tooltip=tip)
-    ink = alt.condition("datum.probability > 0.55", alt.value("#ffffff"), alt.value("#7c7c7c"))
+    ink = alt.value({"expr": THEME_INK})
     words = base.mark_text(fontSize=12, fontWeight=600).encode(text="top:N", tooltip=tip, color=ink)
     return alt.layer(cells, words).properties(height=34 * len(depths) + 70)
 

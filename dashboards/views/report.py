@@ -85,7 +85,7 @@ def _files(page: Page, files: dict[str, Path]) -> None:
         result = verify(files.get("report.json", next(iter(files.values()))))
     if result is not None:
         st.success(
-            f"Verdict: {plain(result.verdict)}, step {result.step}. The content matches its hash "
+            f"Verdict: {plain(result.verdict)}, step {result.step:,}. The content matches its hash "
             f"{result.content_hash[:12]}; `interp report verify --rerun` computes the numbers again.",
             icon=":material/verified:",
         )

@@ -4,8 +4,10 @@
 
 import base64
 import json
+import re
 
 import numpy as np
+import pytest
 
 from dashboards.components.heat_grid import NAME, HeatPick
 from dashboards.lens_data import cell_words, example_rows, lens_frames, lens_panel
@@ -93,3 +95,21 @@ def test_markup_in_a_stored_lens_stays_text(view, solved_store):
     assert not app.exception
     raw = [one.value for one in (*app.markdown, *app.caption) if "onerror" in one.value]
     assert raw and all("\\<img" in value for value in raw)
+
+
+def brightness(colour: np.ndarray) -> float:
+    """Relative luminance of red, green and blue from 0 to 255, as in WCAG 2."""
+    part = colour / 255
+    return float(np.where(part <= 0.04045, part / 12.92, ((part + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722])
+
+
+@pytest.mark.parametrize(("ground", "which"), [("#ffffff", 0), ("#171614", 1)])
+def test_a_token_is_readable_on_a_cell_of_any_strength_in_both_themes(ground, which):
+    cells, words = (layer["encoding"] for layer in lens.tokens([], []).to_dict()["layer"])
+    written = re.findall("#[0-9a-f]{6}", words["color"]["value"]["expr"])[which]
+    named = [written, ground, *cells["color"]["scale"]["range"]]
+    ink, back, *colours = (np.array([int(one[at : at + 2], 16) for at in (1, 3, 5)]) for one in named)
+    low, high = cells["opacity"]["scale"]["range"]
+    mixed = [part * colour + (1 - part) * back for colour in colours for part in np.linspace(low, high, 50)]
+    pairs = [sorted((brightness(one), brightness(ink))) for one in mixed]
+    assert min((high + 0.05) / (low + 0.05) for low, high in pairs) >= 4.5

@@ -47,6 +47,18 @@ def test_an_estimate_carries_its_interval_and_n():
     assert estimate(None) == "\u2013"
 
 
+def test_authors_of_an_interval_keep_their_capital_also_where_more_is_said():
+    report = solved_report()
+    checks = [
+        one.model_copy(update={"effect": share(1.0, 9).model_copy(update={"method": "wilson over cells"})})
+        for one in report.detection.causal
+    ]
+    detection = report.detection.model_copy(update={"causal": checks})
+    sentence = summary.intervals_sentence(report.model_copy(update={"detection": detection}))
+    assert "Wilson over cells" in sentence
+    assert "wilson" not in sentence
+
+
 @pytest.mark.parametrize(("p", "text"), [(1 / 501, "0.002"), (0.61, "0.61"), (0.04, "0.04"), (2e-6, "2.0e\u221206")])
 def test_p_values_are_readable(p, text):
     assert probability(p) == text
