@@ -15,6 +15,7 @@ import streamlit as st
 
 # Okabe and Ito's colours, which stay apart for every kind of colour vision and on both grounds.
 OKABE_ITO = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999", "#F0E442"]
+THEME_INK = "luminance(background) > 0.5 ? '#000000' : '#ffffff'"  # Vega's, of the ground that the theme sets
 VERDICTS = {
     "iteration head": ("#009E73", "circle"),
     "candidate": ("#E69F00", "diamond"),

@@ -7,6 +7,7 @@ from typing import Any
 import altair as alt
 import streamlit as st
 
+from dashboards.charts import THEME_INK
 from dashboards.data import Stamp, stamp
 from dashboards.page import Page, plain
 from dashboards.patching_data import NOTHING, outcome_rows, what_if_targets
@@ -124,7 +125,7 @@ def bars(rows: list[dict[str, Any]]) -> alt.LayerChart:
     tip = ["name:N", alt.Tooltip("value:Q", **fmt), alt.Tooltip("low:Q", **fmt), alt.Tooltip("high:Q", **fmt), "n:Q"]
     tip += [alt.Tooltip("sequences:Q", title="whole sequences right", **fmt), alt.Tooltip("margin:Q", **fmt)]
     marks = base.mark_bar(height=14, cornerRadiusEnd=3).encode(x=x, y=y, color=colour, tooltip=tip)
-    ends = base.mark_rule(strokeWidth=1.5, color="#777777").encode(x="low:Q", x2="high:Q", y=y)
+    ends = base.mark_rule(strokeWidth=1.5).encode(x="low:Q", x2="high:Q", y=y, color=alt.value({"expr": THEME_INK}))
     words = base.mark_text(align="left", dx=6, fontSize=12, color="#888888").encode(
         x=alt.X("high:Q"), y=y, text=alt.Text("value:Q", format=".0%")
     )

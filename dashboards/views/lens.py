@@ -3,7 +3,7 @@
 import altair as alt
 import streamlit as st
 
-from dashboards.charts import OKABE_ITO
+from dashboards.charts import OKABE_ITO, THEME_INK
 from dashboards.components.heat_grid import heat_grid
 from dashboards.data import Stamp, stamp
 from dashboards.lens_data import (
@@ -24,7 +24,6 @@ ORDER = 60
 ICON = ":material/center_focus_strong:"
 
 GRID = "lens.grid"
-THEME_INK = "luminance(background) > 0.5 ? '#000000' : '#ffffff'"  # of the ground that the theme sets
 
 
 def render(page: Page) -> None:
