@@ -5,6 +5,8 @@ BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.installed
 DOCS    := $(VENV)/.installed-docs
 WORKERS ?= 2
+STORE   ?= runs
+RUN     ?= poly1
 TORCH   := torch==2.13.0
 # First Python of at least 3.11 on the path; override with PYTHON=/path/to/python.
 PYTHON  ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -14,7 +16,7 @@ PIP     := $(BIN)/python -m pip --disable-pip-version-check
 ONE     := OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint format docs setup-browser bench clean
+.PHONY: help setup demo test test-slow lint format docs screenshots setup-browser bench clean
 
 help:  ## list the targets
 	@echo "make TARGET, where TARGET is:"
@@ -73,6 +75,9 @@ $(DOCS): $(STAMP)
 docs: $(DOCS)  ## build the documentation into docs/_build/html
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
+
+screenshots: $(STAMP)  ## take the pictures in docs/images again, from STORE and RUN; docs/screenshots.py names what they need
+	$(ONE) $(BIN)/python -m docs.screenshots "$(STORE)" --run "$(RUN)"
 
 setup-browser:  ## install Chromium for the browser tests, if there is none
 	@.ci/browser
