@@ -141,7 +141,7 @@ def other_choice(stored: Sequence[StoredCircuit], main: StoredCircuit, step: int
 
 
 def _at(step: int) -> str:
-    return "" if step < 0 else f" at step {step}"
+    return "" if step < 0 else f" at step {step:,}"
 
 
 def asked(request: dict[str, Any]) -> tuple[Any, ...]:

@@ -75,12 +75,13 @@ class Plan:
     branches: int | None = None
 
     def __str__(self) -> str:
+        seconds = "" if self.seconds is None else f"{self.seconds:{',.0f' if self.seconds >= 10 else '.2g'}} s"
         return (
             f"{self.patches:,} patch{'es' * (self.patches != 1)} in {len(self.chunks)} "
             f"chunk{'s' * (len(self.chunks) != 1)} of at most {self.rows:,} rows: "
             f"{self.flops / 1e9:,.2f} GFLOP ({self.naive_flops / max(1, self.flops):,.0f} times fewer than one forward "
             f"per patch), {self.bytes / 2**20:,.0f} MiB with the recorded runs; chunks may take "
-            f"{self.budget / 2**20:,.0f} MiB" + ("" if self.seconds is None else f", about {self.seconds:,.1f} s")
+            f"{self.budget / 2**20:,.0f} MiB" + (seconds and f", about {seconds}")
         )
 
 

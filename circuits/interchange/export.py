@@ -73,7 +73,7 @@ def circuit_of_run(
     if found is None:
         raise UsageError(_lacking(run.name, stored, step, to if flat else "", by_position))
     if found.data.get("circuit") is None:
-        raise UsageError(f"{run.name} at step {found.step}: no circuit to export. {found.data.get('headline', '')}")
+        raise UsageError(f"{run.name} at step {found.step:,}: no circuit to export. {found.data.get('headline', '')}")
     other = other_choice(stored, found, step) if by_position is None else ""
     if other and flat:
         other = f"--to {to} has no positions: {other} --pool" if not found.by_position else other
@@ -82,7 +82,7 @@ def circuit_of_run(
 
 def _lacking(name: str, stored: list[StoredCircuit], step: int | None, flat: str, by_position: bool | None) -> str:
     """What is missing and what would make it."""
-    where, more = ("", "") if step is None else (f" at step {step}", f" --checkpoints {step}")
+    where, more = ("", "") if step is None else (f" at step {step:,}", f" --checkpoints {step}")
     if flat and not by_position and choose(stored, step, None) is not None:
         return (
             f"{name}{where}: its stored circuit has positions and --to {flat} has none; give --pool, or run "

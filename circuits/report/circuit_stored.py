@@ -115,7 +115,7 @@ def stored_circuit(shelf: Shelf, step: int | None, by_position: bool | None = No
         if other:
             note(other)
         return found
-    where, more = ("", "") if step is None else (f" at step {step}", f" --checkpoints {step}")
+    where, more = ("", "") if step is None else (f" at step {step:,}", f" --checkpoints {step}")
     if by_position is not None:
         where, more = f"{where} {'with' if by_position else 'without'} positions", more + " --positions" * by_position
     raise UsageError(f"{shelf.name}{where}: no circuit is stored; run `{shelf.search}{more}` first")
