@@ -65,7 +65,7 @@ class Shot:
     """One picture: where it is taken, how large the window is in CSS pixels, and what must be there first.
 
     `place` is a view with its parameters, or a file where it ends in .html or .svg. `part` is a CSS selector: only this
-    element with a margin is taken. `words` are waited for.
+    element is taken, with a margin at its sides and `below` it. `words` are waited for.
     """
 
     name: str
@@ -74,16 +74,17 @@ class Shot:
     height: int
     scale: float = 1
     part: str = ""
+    below: int = 0
     words: str = ""
 
 
 SHOTS = (
     Shot("report", "report.html", 1100, 764, 1.5),
-    Shot("circuit", "report.html", 1100, 764, 1.5, part="#circuit figure"),
+    Shot("circuit", "report.html", 1100, 764, 1.5, part="#circuit figure", below=12),
     Shot("attention", "report.html", 1100, 764, 1.5, part="#attention"),
     Shot("drawing", "drawing.svg", 824, 584, part=WHOLE),
     Shot("dash-attention", "attention?step=11000&layer=1&head=0&q=25&k=9", 1280, 1000, words="Exact"),
-    Shot("dash-circuit", "circuit?edges=whole", 1280, 1150),
+    Shot("dash-circuit", "circuit?edges=whole", 1280, 1170),
     Shot("dash-compare", "compare?other={run}&step=0&other_step=11000", 1280, 1150),
     Shot("dash-embedding", "embedding?step=11000", 1400, 1000),
     Shot("dash-emergence", "emergence?step=11000", 1280, 1330),
@@ -166,7 +167,7 @@ def clipped(page: Page, shot: Shot) -> dict[str, float]:
     box = page.evaluate(BOX % shot.part)
     if shot.part == WHOLE:
         return box
-    grown = {"width": box["width"] + 2 * MARGIN, "height": box["height"] - LINE}
+    grown = {"width": box["width"] + 2 * MARGIN, "height": box["height"] - LINE + shot.below}
     return {"x": box["x"] - MARGIN, "y": box["y"] + LINE} | grown
 
 
