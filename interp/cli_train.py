@@ -107,9 +107,8 @@ def _single(task: str, request: "Request", quiet: bool, as_json: bool) -> None:
         return
     accuracy = "not evaluated" if result.accuracy is None else f"{result.accuracy:.3f}"
     verdict = "solved" if result.solved else "not solved"
-    say(
-        f"{result.name}: {result.state} at step {result.step}, lowest held-out sequence accuracy {accuracy} ({verdict})"
-    )
+    ended = f"{result.name}: {result.state} at step {result.step:,}"
+    say(f"{ended}, lowest held-out sequence accuracy {accuracy} ({verdict})")
     say(f"next: interp detect {result.name}" + ("" if request.store == "runs" else f" --store {request.store}"))
 
 
@@ -134,7 +133,7 @@ def _several(task: str, requests: "list[Request]", jobs: int, quiet: bool, as_js
             results.append(result)
             if not quiet:
                 accuracy = "none" if result.accuracy is None else f"{result.accuracy:.3f}"
-                show(f"{result.name}  {result.state} at step {result.step}  accuracy {accuracy}")
+                show(f"{result.name}  {result.state} at step {result.step:,}  accuracy {accuracy}")
     if requests[0].config["init"] and not quiet:
         _tell_warm_start(requests[0])  # the same rows in every run: they depend on the two vocabularies only
     results.sort(key=lambda result: result.seed)

@@ -25,7 +25,7 @@ class Smoothed:
         steps = update.trained - self._trained
         if steps:
             mean = (update.total_loss - self._total) / steps
-            self._said = f"loss {mean:.3f} (mean of {steps} step{'s' * (steps > 1)})"
+            self._said = f"loss {mean:.3f} (mean of {steps:,} step{'s' * (steps > 1)})"
             self._total, self._trained = update.total_loss, update.trained
         return self._said
 
@@ -72,7 +72,7 @@ def _plain(name: str) -> "Callable[[Progress], None]":
         nonlocal last
         if update.message or time.monotonic() - last >= PLAIN_SECONDS:
             last = time.monotonic()
-            note(f"{name}: step {update.step} of {update.steps}  {line(update, smoothed.words(update))}")
+            note(f"{name}: step {update.step:,} of {update.steps:,}  {line(update, smoothed.words(update))}")
 
     return show
 

@@ -243,7 +243,7 @@ def _run_loop(
     while not loop.finished:
         if stop.is_set():
             _save(loop, writer, rolling=True)
-            raise Interrupted(f"stopped at step {loop.step}; continue with --resume")
+            raise Interrupted(f"stopped at step {loop.step:,}; continue with --resume")
         update(loop)
         total += loop.loss
         extra = _evaluate(loop, writer, held_out, planned)
