@@ -11,6 +11,8 @@ from benchmarks.patching_autocircuit import beside_the_engine
 from benchmarks.patching_autocircuit import markdown as autocircuit_table
 from benchmarks.seeds import table
 
+PEERS = ("transformer_lens", "best")
+
 
 def short(value: float, digits: int) -> str:
     """A share without its leading zero, as the pages write it."""
@@ -88,7 +90,8 @@ def test_warm_starts_in_the_readme_are_those_of_the_zoo(root):
 def test_patching_tables_are_those_of_the_benchmarks(root):
     page = (root / "docs" / "measured.md").read_text(encoding="utf-8")
     results = root / "benchmarks" / "results"
-    assert markdown(json.loads((results / "patching.json").read_text())) in page
+    for name in ("patching.json", "patching-epyc.json"):
+        assert markdown(json.loads((results / name).read_text())) in page
     for name, case in json.loads((results / "attribution.json").read_text())["cases"].items():
         cells = [f"{case[method]['forwards']:.1f} | {case[method]['bar']}" for method in ("eap", "eap_ig")]
         assert f"| {name} | {' | '.join(cells)} |" in page
@@ -116,6 +119,18 @@ def test_the_readme_names_the_patching_ratios_of_the_benchmark(root):
             ratios = [case["ratios"][name] for name in ("transformer_lens", "best")]
             text = [f"{one['median']:.3g} [{one['lowest']:.3g}, {one['highest']:.3g}]" for one in ratios]
             assert f"| {text[0]} and {text[1]} times | {case['patches']:,} patches, {case['rounds']} rounds |" in readme
+
+
+def test_patching_elsewhere_in_readme_and_docs_is_that_of_the_other_machine(root):
+    found = json.loads((root / "benchmarks" / "results" / "patching-epyc.json").read_text())["cases"]
+    ratios = {case["name"]: {name: f"{one['median']:.3g}" for name, one in case["ratios"].items()} for case in found}
+    toy, gpt2 = (" and ".join(ratios[name][by] for by in PEERS) for name in ("toy-256-all", "gpt2-20-last"))
+    readme = " ".join((root / "README.md").read_text(encoding="utf-8").split())
+    assert f"on another one the first two rows are {toy}, and {gpt2} times" in readme
+    page = " ".join((root / "docs" / "measured.md").read_text(encoding="utf-8").split())
+    for peer in ("pyvene", "nnsight"):
+        values = [ratios[name][peer] for name in ("toy-64-last", "toy-256-all", "gpt2-20-last")]
+        assert f"{values[0]}, {values[1]} and {values[2]} times" in page
 
 
 def test_circuits_in_docs_and_readme_are_those_of_the_benchmark(root):
