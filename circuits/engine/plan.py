@@ -75,14 +75,21 @@ class Plan:
     branches: int | None = None
 
     def __str__(self) -> str:
-        seconds = "" if self.seconds is None else f"{self.seconds:{',.0f' if self.seconds >= 10 else '.2g'}} s"
+        seconds = "" if self.seconds is None else f", {in_words(self.seconds)}"
         return (
             f"{self.patches:,} patch{'es' * (self.patches != 1)} in {len(self.chunks)} "
             f"chunk{'s' * (len(self.chunks) != 1)} of at most {self.rows:,} rows: "
             f"{self.flops / 1e9:,.2f} GFLOP ({self.naive_flops / max(1, self.flops):,.0f} times fewer than one forward "
             f"per patch), {self.bytes / 2**20:,.0f} MiB with the recorded runs; chunks may take "
-            f"{self.budget / 2**20:,.0f} MiB" + (seconds and f", about {seconds}")
+            f"{self.budget / 2**20:,.0f} MiB" + seconds
         )
+
+
+def in_words(seconds: float) -> str:
+    """A predicted time, no more exact than it is."""
+    if seconds < 0.01:
+        return "less than 0.01 s"
+    return f"about {seconds:{',.0f' if seconds >= 10 else '.2g'}} s"
 
 
 def free_memory(device: torch.device) -> int:
